@@ -1,0 +1,1 @@
+"""The HyenaDNA language model: its configuration, its layers and its files."""

@@ -1,0 +1,116 @@
+"""The architecture of a model, and the published sizes by name."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from hyenadna.errors import UsageError
+
+Size = Literal[
+    "tiny-1k", "tiny-1k-d256", "tiny-16k", "small-32k", "medium-160k", "medium-450k", "large-1m"
+]  # fmt: skip
+
+_LAYER_LETTERS = "H"
+_LIMITS = {"d_model": 65_536, "d_inner": 1 << 20, "filter_length": 1 << 26, "filter_order": 65_536, "emb_dim": 1025}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HyenaConfig:
+    """Everything that decides a HyenaDNA's tensors and its function.
+
+    Raises
+    ------
+    UsageError              a value outside of what the field allows
+    """
+
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+
+    d_model: int = 128
+    """Width of the residual stream, D."""
+    d_inner: int = 512
+    """Width of the feed-forward layer."""
+    layers: str = "HH"
+    """The mixer of each block, one letter a block: H for Hyena."""
+    feed_forward: Literal["mlp"] = "mlp"
+    """The feed-forward part of each block."""
+    filter_length: int = 1026
+    """Taps of the long filters, and so the longest input in tokens; 2 more than the context that a size is named for."""
+    filter_order: int = 64
+    """Width of the network that generates the long filters."""
+    emb_dim: int = 5
+    """Positional features that the filter network sees: time, and (emb_dim - 1) / 2 complex waves."""
+    sine_frequency: float = 10.0
+    """Initial frequency of the filter network's sine activations."""
+    short_filter_taps: int = 3
+    """Taps of the short depthwise filter after the input projection, M."""
+    filter_shift: float = 0.05
+    """Added to the filters' exponential decay, which then never ends at zero; some code bases use 0."""
+    embed_dropout: float = 0.1
+    """Dropout of the embedded tokens in training."""
+    resid_dropout: float = 0.0
+    """Dropout of what each later block adds to the residual stream."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance in layer norms."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    n_token: Literal["n", "pad"] = "n"
+    """What the base N is in the model's input: its own token, or PAD as published weights saw it."""
+    tie_head: bool = True
+    """Whether the output head is the embedding matrix itself, as in all published models."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and not 0 < value <= _LIMITS.get(field.name, 1024):
+                raise UsageError(f"{field.name} is {value}; allowed are 1 to {_LIMITS.get(field.name, 1024)}")
+        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(_LAYER_LETTERS):
+            raise UsageError(f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {_LAYER_LETTERS!r}")
+        if self.emb_dim < 3 or self.emb_dim % 2 == 0:
+            raise UsageError(f"emb_dim is {self.emb_dim}; it must be odd and at least 3")
+        for name in ("embed_dropout", "resid_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 up to but not including 1")
+
+    @property
+    def n_layer(self) -> int:
+        """Number of blocks."""
+        return len(self.layers)
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding: the vocabulary of 12 tokens, padded to a multiple of 8."""
+        return 16
+
+
+def named_size(size: Size, *, max_length: int | None = None) -> HyenaConfig:
+    """The configuration of a published size, at its own context or at another.
+
+    Parameters
+    ----------
+    size : Size
+        A published name, such as 'tiny-1k'.
+    max_length : int, optional
+        The context in bases; the filters get two taps more. Default: the published context.
+
+    Raises
+    ------
+    UsageError              the name is not that of a published size
+
+    Examples
+    --------
+    >>> named_size("small-32k").filter_length
+    32770
+    """
+    shapes: dict[Size, tuple[int, int, int]] = {
+        "tiny-1k": (2, 128, 1024),
+        "tiny-1k-d256": (2, 256, 1024),
+        "tiny-16k": (2, 128, 16_384),
+        "small-32k": (4, 256, 32_768),
+        "medium-160k": (8, 256, 160_000),
+        "medium-450k": (8, 256, 450_000),
+        "large-1m": (8, 256, 1_000_000),
+    }
+    if size not in shapes:
+        raise UsageError(f"{size!r} is no size; allowed are {', '.join(get_args(Size))}")
+    n_layer, d_model, context = shapes[size]
+    length = context if max_length is None else max_length
+    return HyenaConfig(d_model=d_model, d_inner=4 * d_model, layers="H" * n_layer, filter_length=length + 2)

@@ -1,0 +1,187 @@
+"""HyenaDNA: a causal language model of nucleotides."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hyenadna.errors import InputError, SequenceTooLong
+from hyenadna.model.config import HyenaConfig
+from hyenadna.model.filter import HyenaFilter
+from hyenadna.model.hyena import HyenaOperator
+
+_ROWS = 4096
+"""Inference walks long inputs through the feed-forward layer by so many rows, in memory that stays in use."""
+
+
+class Output(NamedTuple):
+    """What the model says of a batch of sequences."""
+
+    logits: Tensor
+    """(B, L, 16): at position t, of the token at t + 1. float32, or float64 for a float64 model."""
+    hidden: Tensor
+    """(B, L, D): the last hidden states, after the final norm."""
+
+
+class Mlp(nn.Module):
+    """fc2(GELU(fc1 x)) with the tanh form of GELU; (..., D) -> (..., D)."""
+
+    def __init__(self, d_model: int, d_inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, d_inner)
+        self.fc2 = nn.Linear(d_inner, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each position by itself."""
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + mlp(norm x); the stream x stays in float32 whatever the parts compute in."""
+
+    def __init__(self, config: HyenaConfig) -> None:
+        super().__init__()
+        long_filter = HyenaFilter(
+            config.d_model,
+            length=config.filter_length,
+            width=config.filter_order,
+            emb_dim=config.emb_dim,
+            sine_frequency=config.sine_frequency,
+            shift=config.filter_shift,
+        )
+        self.mixer = HyenaOperator(config.d_model, long_filter, short_filter_taps=config.short_filter_taps)
+        self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config.d_model, config.d_inner)
+        self.dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x = x + self.dropout(self.mixer(_normed(self.norm1, x)))
+        if torch.is_grad_enabled():
+            return x + self.dropout(self.mlp(_normed(self.norm2, x)))
+        for rows in x.flatten(0, 1).split(_ROWS):
+            rows += self.mlp(_normed(self.norm2, rows))
+        return x
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and final norm; tokens (B, L) -> hidden states (B, L, D)."""
+
+    def __init__(self, config: HyenaConfig) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_rows, config.d_model)})
+        self.dropout = nn.Dropout(config.embed_dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in config.layers)
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.checkpoint_activations = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Hidden states of tokens, in the dtype of the final norm."""
+        x = self.dropout(self.embeddings["word_embeddings"](tokens))
+        x = x.double() if x.dtype == torch.float64 else x.float()
+        for layer in self.layers:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(layer, x, use_reentrant=False))
+            else:
+                x = layer(x)
+        return _normed(self.ln_f, x)
+
+
+class HyenaDNA(nn.Module):
+    """A HyenaDNA language model.
+
+    Nguyen et al. 2023. Tensor names are those of the Hugging Face port without its `hyena.` prefix; nothing that can
+    be computed from the configuration is stored.
+
+    Parameters
+    ----------
+    config : HyenaConfig
+        The architecture. Weights are drawn from torch's global generator.
+
+    Examples
+    --------
+    >>> from hyenadna.model.config import named_size
+    >>> model = HyenaDNA(named_size("tiny-1k"))
+    >>> model(torch.tensor([[7, 8, 9, 10]])).logits.shape
+    torch.Size([1, 4, 16])
+    """
+
+    def __init__(self, config: HyenaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        if not config.tie_head:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
+        self._initialize()
+
+    def forward(self, tokens: Tensor) -> Output:
+        """Logits and hidden states of a batch of right-padded sequences.
+
+        Parameters
+        ----------
+        tokens : Tensor (B, L)          any integer dtype; ids of `hyenadna.data.tokenizer`
+
+        Returns
+        -------
+        Output
+
+        Raises
+        ------
+        SequenceTooLong                 L is larger than config.filter_length
+        InputError                      not a batch of sequences, or sequences of no tokens
+        """
+        if tokens.dim() != 2 or tokens.shape[1] == 0:
+            raise InputError(f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L) with L >= 1")
+        if tokens.shape[1] > self.config.filter_length:
+            raise SequenceTooLong(
+                f"the sequence has {tokens.shape[1]:,} tokens; this model takes up to {self.config.filter_length:,}: "
+                "cut it into windows, or take a model with a longer context"
+            )
+        hidden = self.backbone(tokens.long())
+        head = self.embedding.weight if self.config.tie_head else self.lm_head.weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden.to(head.dtype), head)
+        return Output(logits.double() if logits.dtype == torch.float64 else logits.float(), hidden)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding, (16, D)."""
+        return cast(nn.Embedding, self.backbone.embeddings["word_embeddings"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "HyenaDNA":
+        """The model of a folder or a hub id; see `hyenadna.model.checkpoint.load`."""
+        from hyenadna.model.checkpoint import load  # checkpoint builds on this module
+
+        return load(source, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the model folder; see `hyenadna.model.checkpoint.save`."""
+        from hyenadna.model.checkpoint import save  # checkpoint builds on this module
+
+        save(self, folder, **options)
+
+    def _initialize(self) -> None:
+        """Linear layers and the embedding N(0, 0.02), biases 0, and the two layers that write to the residual stream
+        N(0, 0.02 / sqrt(2 n_layer)); convolutions and norms as torch makes them, the direct path's gain N(0, 1)."""
+        std = self.config.initializer_range
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                scale = 1 / math.sqrt(2 * self.config.n_layer) if name.endswith(("out_proj", "fc2")) else 1.0
+                nn.init.normal_(module.weight, std=std * scale)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return cast(Tensor, norm(x.to(norm.weight.dtype)))
