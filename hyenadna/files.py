@@ -165,6 +165,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hyenadna"
 
 
+def beside_or_cached(source: Path, suffix: str, kind: str) -> tuple[Path, Path]:
+    """Where a file derived from `source` may lie: beside it, and in the folder `kind` of the cache."""
+    key = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]
+    return source.with_name(source.name + suffix), cache_folder() / kind / f"{source.name}-{key}{suffix}"
+
+
+def writable(folder: Path) -> bool:
+    """Whether derived files may be put into `folder`: never into this package.
+
+    A folder that grants nobody writing counts as read-only for root too, who could.
+    """
+    folder = folder.resolve()
+    ours = folder.is_relative_to(Path(__file__).parent)
+    return not ours and bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
