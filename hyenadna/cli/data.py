@@ -24,7 +24,7 @@ def pack_command(
     fasta: _Fasta,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The pack. Default: beside the FASTA file, or in the user's cache."),
+        typer.Option("--out", "-o", help="The pack. Default: beside the FASTA, or in the user's cache."),
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -53,14 +53,12 @@ def split_command(
     max_length: Annotated[int, typer.Option(min=2, help="The longest window in bases.")] = 1024,
     contigs: Annotated[
         str | None,
-        typer.Option(
-            help="Regular expression of contigs to keep, or 'all'. Default: no copies and no unplaced pieces."
-        ),
+        typer.Option(help="Regular expression of contigs to keep, or 'all'. Default: no copies, nothing unplaced."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the split as JSON to this file.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Show which parts of a genome train and which are held out. Example: hyena data split hg38.fa --max-length 32768"""
+    """Show which parts of a genome train or are held out. Example: hyena data split hg38.fa --max-length 32768"""
     from hyenadna.data.intervals import kept_contigs
     from hyenadna.data.packed import packed
     from hyenadna.data.splits import hashed_split

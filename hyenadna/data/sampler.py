@@ -57,25 +57,26 @@ class _Places:
         if not fitting:
             longest = max(map(len, source.intervals), default=0)
             raise InputError(
-                f"a window of {length:,} bases is longer than every interval of {source.pack.source} that it may be drawn "
+                f"a window of {length:,} bases is longer than every interval of {source.pack.source} that it may come "
                 f"from; a length of up to {longest:,} would do"
             )
         self.intervals = fitting
         self.cumulative = np.cumsum([len(interval) - length + 1 for interval in fitting])
         first = np.array([source.pack.starts[interval.contig] + interval.start for interval in fitting])
-        self.shift = first - np.concatenate([[0], self.cumulative[:-1]])
+        self.shift: NDArray[np.int64] = first - np.concatenate([[0], self.cumulative[:-1]])
         self.count = int(self.cumulative[-1])
 
     def positions(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index into the pack's sequence of each numbered place."""
-        return numbers + self.shift[np.searchsorted(self.cumulative, numbers, side="right")]
+        interval = np.searchsorted(self.cumulative, numbers, side="right")
+        return numbers + self.shift[interval]
 
 
 class WindowSampler:
-    """Draws training windows: the source by weight, the start uniformly over all places where a window fits, then the strand.
+    """Draws training windows: the source by weight, the start uniformly over all places where one fits, the strand.
 
-    A window with more than `max_n_share` of bases other than A, C, G, T is drawn again, up to 64 times; then the best of
-    these is taken.
+    A window with more than `max_n_share` of bases other than A, C, G, T is drawn again, up to 64 times; then the best
+    of these is taken.
 
     Parameters
     ----------
@@ -124,7 +125,7 @@ class WindowSampler:
         ------
         InputError              a source has no interval of `length` bases; says which length would do
         """
-        draw, tokens, lower = self._drawn(step, first, count, length)
+        _, tokens, lower = self._drawn(step, first, count, length)
         return _windows(tokens, lower, self.n_token, self.soft_mask)
 
     def describe(self, step: int, first: int, count: int, length: int) -> list[str]:
@@ -169,7 +170,7 @@ class WindowSampler:
     def _draw(self, step: int, indices: NDArray[np.uint64], attempt: int, length: int) -> _Draw:
         stream = _mix(_mix(np.array([self.seed], dtype=np.uint64)) + np.uint64(step))
         key = _mix(stream + indices)
-        # the source does not depend on the attempt, or files with many N would be drawn less often than their weight says
+        # the source does not depend on the attempt: files with many N would be drawn less often than by their weight
         source = np.searchsorted(self._shares, _uniform(key, 0), side="right")
         place, coin = _uniform(key, 2 * attempt + 1), _uniform(key, 2 * attempt + 2)
         position = np.empty(len(indices), dtype=np.int64)

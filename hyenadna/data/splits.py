@@ -3,14 +3,19 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from hyenadna.data.intervals import Interval, Region, check_contig, merge, subtract
 from hyenadna.data.packed import Pack, letter_counts
 from hyenadna.errors import InputError, IntervalError
 
 Part = Literal["train", "valid", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 SHARES: dict[Part, float] = {"train": 0.85, "valid": 0.05, "test": 0.10}
 """Share of the usable bases that each part gets from `hashed_split`."""
 _BLOCK = 1_000_000
@@ -20,7 +25,7 @@ _BLOCK_IN_WINDOWS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Three disjoint sets of intervals of one genome. A window lies within one interval, so it never leaves its part."""
+    """Three disjoint sets of intervals of one genome. A window lies within one interval, so never in two parts."""
 
     train: tuple[Interval, ...]
     """What the weights are fitted to."""
@@ -50,8 +55,8 @@ class Split:
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers: each interval is [contig, start, end], 0-based and half-open."""
         value = dataclasses.asdict(self)
-        parts = {name: [[i.contig, i.start, i.end] for i in self.part(name)] for name in get_args(Part)}
-        return value | parts | {"bases": {name: self.bases(name) for name in get_args(Part)}}
+        parts = {name: [[i.contig, i.start, i.end] for i in self.part(name)] for name in PARTS}
+        return value | parts | {"bases": {name: self.bases(name) for name in PARTS}}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Split":
@@ -62,9 +67,7 @@ class Split:
         InputError              something is missing or has another type
         """
         try:
-            parts = {
-                name: tuple(Interval(str(c), int(s), int(e)) for c, s, e in value[name]) for name in get_args(Part)
-            }
+            parts = {name: tuple(Interval(str(c), int(s), int(e)) for c, s, e in value[name]) for name in PARTS}
             return cls(
                 **parts,
                 rule=str(value["rule"]),
@@ -75,6 +78,24 @@ class Split:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a stored split: {error!r}; make it again with hyena data split") from error
+
+
+def splits_to_json(splits: Sequence[Split]) -> dict[str, Any]:
+    """What a model folder stores as split.json: one split for each genome that the model was trained on."""
+    return {"genomes": [split.to_json() for split in splits]}
+
+
+def read_splits(path: Path) -> tuple[Split, ...]:
+    """The splits of a split.json, one a genome.
+
+    Raises
+    ------
+    InputError              the file cannot be read as such
+    """
+    try:
+        return tuple(Split.from_json(value) for value in json.loads(path.read_text(encoding="utf-8"))["genomes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a stored split: {error!r}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +109,7 @@ def hashed_split(intervals: Sequence[Interval], pack: Pack, max_length: int) -> 
     """Blocks dealt to train (0.85), valid (0.05) and test (0.10) by a hash of contig name and block number.
 
     Blocks are 1 Mb, a fiftieth of a genome under 50 Mb, and never under four times `max_length`; they stretch to fill
-    their interval evenly. Shares are of A, C, G, T; blocks that are mostly N, and intervals too short for a block, train.
+    their interval evenly. Shares are of A, C, G, T; blocks that are mostly N or shorter than four windows always train.
     Neighbours of one part join; between parts `max_length` bases are left out, from train, or from valid beside test.
 
     Parameters
@@ -110,7 +131,7 @@ def hashed_split(intervals: Sequence[Interval], pack: Pack, max_length: int) -> 
     blocks = [block for interval in intervals for block in _blocks(interval, size, pack)]
     parts = _deal(blocks, _BLOCK_IN_WINDOWS * max_length)
     if parts is None:
-        raise InputError(_too_small(intervals, blocks, pack, max_length))
+        raise InputError(_too_few(intervals, blocks, pack, max_length))
     joined = {name: merge(block.interval for block in part) for name, part in parts.items()}
     joined["valid"] = _guard(joined["valid"], joined["test"], max_length)
     joined["train"] = _guard(joined["train"], joined["valid"] + joined["test"], max_length)
@@ -185,53 +206,59 @@ def _blocks(interval: Interval, size: int, pack: Pack) -> list[_Block]:
 
 
 def _deal(blocks: list[_Block], least: int) -> dict[Part, list[_Block]] | None:
-    """Test and valid are filled in the order of rank, each until the next block would take it further from its share."""
+    """Test and valid are filled by rank, each until the next block would take it further from its share."""
     total = sum(block.usable for block in blocks)
     fit = [block for block in blocks if len(block.interval) >= least and 2 * block.usable >= len(block.interval)]
     ranked = sorted(fit, key=lambda block: block.rank)
     if len(ranked) < 3:
         return None
     parts: dict[Part, list[_Block]] = {}
-    for name, reserved in (("test", 2), ("valid", 1)):
-        part, filled, target = [ranked.pop(0)], 0, SHARES[name] * total
+    held_out: tuple[tuple[Part, int], ...] = (("test", 2), ("valid", 1))
+    for name, reserved in held_out:
+        part, target = [ranked.pop(0)], SHARES[name] * total
         filled = part[0].usable
         while len(ranked) > reserved and abs(filled + ranked[0].usable - target) < abs(filled - target):
             part.append(ranked.pop(0))
             filled += part[-1].usable
         parts[name] = part
-    held_out = {block.interval for part in parts.values() for block in part}
-    return parts | {"train": [block for block in blocks if block.interval not in held_out]}
+    dealt = {block.interval for part in parts.values() for block in part}
+    return parts | {"train": [block for block in blocks if block.interval not in dealt]}
 
 
 def _guard(intervals: list[Interval], others: list[Interval], width: int) -> list[Interval]:
-    wide = [Interval(other.contig, max(0, other.start - width), other.end + width) for other in others]
-    return [piece for interval in intervals for piece in subtract(interval, wide)]
+    """What of `intervals` is at least `width` bases away from all `others`."""
+    wide: dict[str, list[Interval]] = {}
+    for other in others:
+        wide.setdefault(other.contig, []).append(Interval(other.contig, other.start - width, other.end + width))
+    return [piece for interval in intervals for piece in subtract(interval, wide.get(interval.contig, ()))]
 
 
-def _too_small(intervals: list[Interval], blocks: list[_Block], pack: Pack, max_length: int) -> str:
-    usable = sum(block.usable for block in blocks)
-    bases = sum(map(len, intervals))
-    if 2 * usable < bases:
-        return f"{pack.source} has only {usable:,} A, C, G or T in {bases:,} bases: too few blocks are not mostly N to split it"
+def _too_few(intervals: list[Interval], blocks: list[_Block], pack: Pack, max_length: int) -> str:
+    usable, bases = sum(block.usable for block in blocks), sum(map(len, intervals))
+    if sum(len(block.interval) >= _BLOCK_IN_WINDOWS * max_length for block in blocks) >= 3:
+        return (
+            f"{pack.source} has {usable:,} A, C, G or T in {bases:,} bases, and fewer than three of its blocks are not "
+            "mostly N; is it masked, or are the wrong contigs kept?"
+        )
     low, high = 0, max_length
     while high - low > 1:  # the largest length with which three blocks fit
         middle = (low + high) // 2
         fits = sum(len(interval) // (_BLOCK_IN_WINDOWS * middle) for interval in intervals) >= 3
         low, high = (middle, high) if fits else (low, middle)
     return (
-        f"{pack.source} is too small to hold out blocks for windows of {max_length:,} bases: a split needs three blocks of "
-        f"four windows each, and {bases:,} bases in {len(intervals)} contigs allow a max length of {low:,}"
+        f"{pack.source} is too small to hold out blocks for windows of {max_length:,} bases: a split needs three blocks "
+        f"of four windows each, and {bases:,} bases in {len(intervals)} contigs allow a max length of {low:,}"
     )
 
 
 def _split(parts: dict[Part, list[Interval]], rule: str, pack: Pack) -> Split:
     gc: dict[str, float | None] = {}
-    for name in get_args(Part):
+    for name in PARTS:
         if not parts[name]:
             raise IntervalError(
                 f"no interval of {pack.source} is left for {name}; each of train, valid and test needs some"
             )
-        counts = sum(letter_counts(pack.fetch(interval))[:4] for interval in parts[name])
+        counts = np.sum([letter_counts(pack.fetch(interval))[:4] for interval in parts[name]], axis=0)
         gc[name] = float((counts[1] + counts[2]) / counts.sum()) if counts.sum() else None
     return Split(
         train=tuple(parts["train"]),
