@@ -1,0 +1,340 @@
+"""Model folders: written whole or not at all, checked when read; and models of the published layouts.
+
+A model folder holds config.json, model.safetensors (parameters only, under the names of the Hugging Face port without
+its `hyena.`), probe.json and README.md. `HyenaDNA.from_pretrained` and `HyenaDNA.save_pretrained` are `load` and
+`save`.
+"""
+
+import dataclasses
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hyenadna.errors import CheckpointError, UsageError, WriteError
+from hyenadna.files import replace_folder, restore_folder
+from hyenadna.model.config import HyenaConfig
+from hyenadna.model.foreign import hugging_face_files, original_files, read_foreign
+from hyenadna.model.hub import find_model
+from hyenadna.model.language_model import HyenaDNA
+from hyenadna.model.probe import check_probe, probe
+from hyenadna.model.weights import base_sha256, check_shapes, own_float32, parse_config, read_json, read_safetensors
+
+FORMAT_VERSION = 1
+Layout = Literal["hyena", "hf", "original"]
+
+_OURS = ("config.json", "model.safetensors", "probe.json", "README.md")
+_BESIDE_CONFIG = ("format_version", "base_sha256", "training", "extra")
+_MARK = "<!-- written by hyenadna: this folder may be replaced as a whole -->"
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves new weights as they are: on the meta device drawing them does nothing but load all of torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model as its files hold it."""
+
+    folder: Path
+    """Where the files are."""
+    layout: Layout
+    """Whose files they are."""
+    description: dict[str, Any]
+    """All of config.json."""
+    model: HyenaDNA
+    """In float32 on the CPU, in eval mode; not checked against the probe."""
+
+    @property
+    def base_sha256(self) -> str:
+        """The SHA-256 of the weights."""
+        return base_sha256(self.model.state_dict())
+
+    def verify(self) -> float:
+        """The probe's largest difference, as a share of the largest logit; for our own layout only.
+
+        Raises
+        ------
+        ProbeError              the probe is missing or fails
+        CheckpointError         the weights are not those that config.json names by their SHA-256
+        """
+        worst = check_probe(self.model, self.folder / "probe.json")
+        if self.description.get("base_sha256") != self.base_sha256:
+            raise CheckpointError(
+                f"{self.folder}: the weights have SHA-256 {self.base_sha256}, but config.json says "
+                f"{self.description.get('base_sha256')}: the files do not belong together"
+            )
+        return worst
+
+
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    filter_shift: float | None = None,
+) -> HyenaDNA:
+    """The model of a folder or a hub id, in eval mode.
+
+    Reads our own model folders (or a training run that holds one), the original layout (weights.ckpt) and the Hugging
+    Face layout. Our own are checked against their probe before anything is cast or moved.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, or a hub id such as 'LongSafari/hyenadna-tiny-1k-seqlen-hf'. A folder that exists comes first.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+    local_files_only : bool
+        Take a hub id from the local cache only.
+    device : str or torch.device
+        Where the model goes.
+    dtype : torch.dtype, optional
+        float32, float64, bfloat16 or float16. Default: float32.
+    filter_shift : float, optional
+        For the published layouts, which do not record it: the filters' shift. Default: 0.05.
+
+    Raises
+    ------
+    CheckpointError         not a model; damaged files; missing, extra or mis-shaped tensors; another architecture
+    ProbeError              our own folder whose weights do not give the logits of its probe.json
+    HubError                neither a folder, nor in the cache, nor to be had from the network
+    UsageError              a device or dtype that does not exist; a filter_shift for a model that says its own
+    """
+    place = _device(device)
+    if dtype is not None and dtype not in _DTYPES:
+        raise UsageError(f"dtype is {dtype}; allowed are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}")
+    checkpoint = read(source, revision=revision, local_files_only=local_files_only, filter_shift=filter_shift)
+    if checkpoint.layout == "hyena":
+        checkpoint.verify()
+    return checkpoint.model.to(device=place, dtype=dtype)
+
+
+def read(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    filter_shift: float | None = None,
+) -> Checkpoint:
+    """The files of a model, whatever their layout; takes and raises what `load` does, but does not verify."""
+    folder = find_model(source, revision=revision, local_files_only=local_files_only)
+    description = read_json(folder / "config.json")
+    if "format_version" not in description:
+        config, tensors = read_foreign(folder, filter_shift)
+        layout: Layout = "original" if (folder / "weights.ckpt").exists() else "hf"
+        return Checkpoint(folder, layout, description, _build(config, tensors, folder))
+    if filter_shift is not None:
+        raise UsageError(f"{folder} records its own filter shift; --filter-shift is for the published layouts")
+    if description["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format_version {description['format_version']!r}; this hyenadna reads {FORMAT_VERSION}: "
+            "install a newer one"
+        )
+    fields = {name: value for name, value in description.items() if name not in _BESIDE_CONFIG}
+    config = parse_config(fields, folder / "config.json")
+    weights = folder / "model.safetensors"
+    return Checkpoint(
+        folder, "hyena", description, _build(config, own_float32(read_safetensors(weights), weights), folder)
+    )
+
+
+def save(
+    model: HyenaDNA,
+    folder: str | Path,
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+    training: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model folder: complete beside its place, read back and probed, then put there in one step.
+
+    The weights are stored in float32, whatever the model computes in.
+
+    Parameters
+    ----------
+    model : HyenaDNA
+        On any device, in any dtype.
+    folder : str or Path
+        Where to. May not exist yet, or be empty, or (with `overwrite`) a folder that hyenadna wrote.
+    card : str, optional
+        The text of README.md. Default: a plain card of the architecture.
+    overwrite : bool
+        Replace a model folder; nothing is replaced that holds a file which hyenadna did not write.
+    training : mapping, optional
+        What the model was trained on and how, for config.json; anything that JSON holds.
+    extra : mapping, optional
+        Further files by name, such as {'split.json': ...}; anything that JSON holds.
+
+    Raises
+    ------
+    UsageError              the folder holds something, or an extra file's name is not NAME.json
+    NotFiniteError          the weights give logits that are not numbers
+    WriteError              no space, or read-only; what was there before is unchanged
+    """
+    extra = dict(extra or {})
+    for name in extra:
+        if Path(name).name != name or not name.endswith(".json") or name in _OURS:
+            raise UsageError(f"{name!r} cannot be a further file of a model folder; it takes names such as split.json")
+    tensors = _stored(model)
+    digest = base_sha256(tensors)
+    description = {
+        "format_version": FORMAT_VERSION,
+        **dataclasses.asdict(model.config),
+        "base_sha256": digest,
+        "training": dict(training or {}),
+        "extra": sorted(extra),
+    }
+    files = {
+        "config.json": _json(description),
+        "model.safetensors": _safetensors(tensors, digest),
+        "probe.json": _json(probe(_build(model.config, tensors, Path(folder)))),
+        "README.md": (card or _plain_card(model)).encode(),
+        **{name: _json(value) for name, value in extra.items()},
+    }
+    _place(Path(folder), files, digest, overwrite)
+
+
+def export(model: HyenaDNA, folder: str | Path, layout: Layout, *, overwrite: bool = False) -> None:
+    """Write the model in one of the published layouts, or in our own without a word of its training.
+
+    Raises
+    ------
+    UsageError              the folder holds something, or the layout cannot say what this model is
+    WriteError              no space, or read-only; what was there before is unchanged
+    """
+    if layout == "hyena":
+        save(model, folder, overwrite=overwrite)
+        return
+    tensors = _stored(model)
+    files = hugging_face_files(model, tensors) if layout == "hf" else original_files(model, tensors)
+    files["README.md"] = f"{_plain_card(model)}\n{_MARK}\n".encode()
+    _place(Path(folder), files, base_sha256(tensors), overwrite)
+
+
+def _build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> HyenaDNA:
+    """The model around these very tensors; nothing is drawn at random and nothing allocated before shapes agree."""
+    with torch.device("meta"), _Uninitialized():
+        model = HyenaDNA(config)
+    check_shapes(tensors, model.state_dict(), path)
+    model.load_state_dict(dict(tensors), assign=True)
+    return model.eval()
+
+
+def _stored(model: HyenaDNA) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _place(folder: Path, files: Mapping[str, bytes], digest: str, overwrite: bool) -> None:
+    folder = folder.expanduser().resolve()
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        restore_folder(folder)
+        _check_replaceable(folder, overwrite)
+        staging.mkdir(parents=True)
+        for name, contents in files.items():
+            (staging / name).write_bytes(contents)
+        written = read(staging)
+        if written.layout == "hyena":
+            written.verify()
+        elif written.base_sha256 != digest:
+            raise CheckpointError(f"{folder}: the weights did not read back as they were written")
+        replace_folder(staging, folder)
+    except OSError as error:
+        raise WriteError(
+            f"{folder} could not be written: {error.strerror or error}; what was there before is unchanged. "
+            "Free some space or name another place, then run the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Nothing, if the folder is free, or holds nothing but what hyenadna wrote and may be replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the model")
+    present = {file.name for file in folder.iterdir()}
+    if not present:
+        return
+    if not overwrite:
+        raise UsageError(f"{folder} is not empty; name another folder, or say --overwrite to replace a model")
+    foreign = sorted(present - _written(folder))
+    if foreign:
+        raise UsageError(
+            f"{folder} holds {', '.join(foreign[:5])}, which hyenadna did not write there, so it is not replaced; "
+            "name another folder"
+        )
+
+
+def _written(folder: Path) -> set[str]:
+    """The names in a folder that hyenadna wrote."""
+    try:
+        description = read_json(folder / "config.json")
+        if "format_version" in description:
+            return {*_OURS, *description.get("extra", ())}
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except (CheckpointError, OSError, TypeError):
+        return set()
+    return {"config.json", "model.safetensors", "weights.ckpt", "README.md"} if card.rstrip().endswith(_MARK) else set()
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is no device; allowed are cpu, cuda and cuda:N") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"{device} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; take cpu")
+    return place
+
+
+def _safetensors(tensors: Mapping[str, Tensor], digest: str) -> bytes:
+    import safetensors.torch
+
+    # one key: safetensors writes several in random order, and equal models would be different files
+    about = json.dumps({"format": "pt", "format_version": FORMAT_VERSION, "base_sha256": digest})
+    return safetensors.torch.save(dict(tensors), metadata={"hyenadna": about})
+
+
+def _json(value: Any) -> bytes:
+    # twice: JSON has no NaN and no infinity, which a metric may be; they become null
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return (json.dumps(finite, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _plain_card(model: HyenaDNA) -> str:
+    config, parameters = model.config, sum(p.numel() for p in model.parameters())
+    return f"""---
+library_name: hyenadna
+tags: [dna, genomics, hyena]
+---
+# HyenaDNA, {parameters:,} parameters
+
+A causal language model of DNA at single-nucleotide resolution: {config.n_layer} blocks of width {config.d_model},
+context up to {config.filter_length:,} tokens, filter shift {config.filter_shift:g}, N read as {config.n_token.upper()}.
+
+How it was trained is not recorded here: neither the data, nor the split, nor metrics.
+
+    from hyenadna import HyenaDNA
+    model = HyenaDNA.from_pretrained("path/to/this/folder")
+"""

@@ -1,0 +1,205 @@
+"""What the files of a checkpoint hold, read with care: JSON, safetensors, and pickles from elsewhere."""
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from hyenadna.errors import CheckpointError, HyenaError
+from hyenadna.model.config import HyenaConfig
+
+_JSON_BYTES = 16 << 20
+_LISTED = 10
+"""So many names of each kind an error lists before it counts."""
+
+
+class _Inert:
+    """Stands for every class of a foreign pickle that is not needed: takes anything, keeps and does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    # torch's unpickler fills plain dicts only, and omegaconf's state holds defaultdicts
+    return {}
+
+
+_STUBS = [
+    *((_Inert, f"omegaconf.{name}") for name in (
+        "base.ContainerMetadata", "base.Metadata", "nodes.AnyNode", "dictconfig.DictConfig", "listconfig.ListConfig",
+    )),
+    *((_Inert, name) for name in ("typing.Any", "builtins.dict", "builtins.list", "builtins.int", "__builtin__.long")),
+    (_plain_dict, "collections.defaultdict"),
+]  # fmt: skip
+"""What the published training checkpoints name beside tensors and OrderedDict, and what stands in for it."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises
+    ------
+    CheckpointError         missing, unreadable, too large, not JSON, or not an object
+    """
+    try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise CheckpointError(f"{path} has more than {_JSON_BYTES >> 20} MB; that is no description of a model")
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}; an object is expected")
+    return value
+
+
+def parse_config(values: Mapping[str, Any], path: Path) -> HyenaConfig:
+    """The configuration with these fields; `path` is the file that they were read from.
+
+    Raises
+    ------
+    CheckpointError         an unknown field, a value of another type, or one that HyenaConfig refuses
+    """
+    import pydantic  # a third of a second that a model built in memory does not need
+
+    try:
+        return pydantic.TypeAdapter(HyenaConfig).validate_json(json.dumps(dict(values)), strict=True)
+    except pydantic.ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise CheckpointError(f"{path} does not describe a model: {_some(problems)}") from error
+    except HyenaError as error:
+        raise CheckpointError(f"{path} does not describe a model: {error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which is checked to hold exactly the bytes that its header promises.
+
+    Raises
+    ------
+    CheckpointError         missing, truncated or damaged
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} could not be read as safetensors: {_one_line(error)}") from error
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that torch wrote: of its `state_dict`, or of the file itself.
+
+    Nothing is called but torch's own functions that rebuild tensors: the file is read by torch's weights-only
+    unpickler, to which the classes of OmegaConf are known as stubs that do nothing.
+
+    Raises
+    ------
+    CheckpointError         damaged, compressed, without tensors, or with anything but tensors and plain containers
+    """
+    try:
+        is_zip = _check_zip(path)
+        with torch.serialization.safe_globals(_STUBS):  # type: ignore[arg-type]  # tuples are allowed, says torch
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"names {found[1]}, which is no tensor" if found else "is more than tensors and plain containers"
+        raise CheckpointError(
+            f"{path} {what} and could run code, so it was not loaded; only checkpoints of tensors are read"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f"{path} could not be read as a torch checkpoint: {_one_line(error)}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no state_dict")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors")
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name} claims more elements, {tuple(tensor.shape)}, than the file holds")
+    return tensors
+
+
+def own_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors in float32, in memory of their own: the file may be replaced while the model lives.
+
+    Raises
+    ------
+    CheckpointError         a tensor of integers, or a value that is not finite
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {tensor.dtype}; weights are floating-point numbers")
+        if not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+    return {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Nothing, if both hold the same names and shapes.
+
+    Raises
+    ------
+    CheckpointError         names and shapes of what is missing, not expected or mis-shaped
+    """
+    missing = _some(f"{name} {tuple(expected[name].shape)}" for name in expected if name not in given)
+    extra = _some(f"{name} {tuple(given[name].shape)}" for name in given if name not in expected)
+    other = _some(
+        f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    )
+    listed = (("mis-shaped", other), ("missing", missing), ("not expected", extra))
+    problems = "; ".join(f"{kind}: {names}" for kind, names in listed if names)
+    if problems:
+        raise CheckpointError(f"{path} does not hold the tensors that its config.json describes; {problems}")
+
+
+def base_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of a model's weights: of names, shapes and float32 little-endian bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+def _check_zip(path: Path) -> bool:
+    """Whether the file is a zip, as torch's are since 2020; torch compresses no entry, and none is inflated here."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise CheckpointError(f"{path} is a compressed archive; torch writes its checkpoints uncompressed")
+    return True
+
+
+def _some(items: Iterable[str]) -> str:
+    every = list(items)
+    more = f" and {len(every) - _LISTED} more" if len(every) > _LISTED else ""
+    return ", ".join(every[:_LISTED]) + more
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
