@@ -71,3 +71,11 @@ class OutOfMemory(HyenaError):
 
 class HyenaWarning(UserWarning):
     """Something that a user should know but that does not stop the work."""
+
+
+class Interrupted(BaseException):
+    """A signal asked for the end of the work; what was done is saved. Ends with 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -246,8 +246,8 @@ def _too_few(intervals: list[Interval], blocks: list[_Block], pack: Pack, max_le
         fits = sum(len(interval) // (_BLOCK_IN_WINDOWS * middle) for interval in intervals) >= 3
         low, high = (middle, high) if fits else (low, middle)
     return (
-        f"{pack.source} is too small to hold out blocks for windows of {max_length:,} bases: a split needs three blocks "
-        f"of four windows each, and {bases:,} bases in {len(intervals)} contigs allow a max length of {low:,}"
+        f"{pack.source} is too small to hold out blocks for windows of {max_length:,} bases: a split needs three "
+        f"blocks of four windows each, and {bases:,} bases in {len(intervals)} contigs allow a max length of {low:,}"
     )
 
 

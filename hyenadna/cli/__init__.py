@@ -1,0 +1,1 @@
+"""The command `hyena`, one file a verb."""

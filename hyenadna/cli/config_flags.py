@@ -1,0 +1,142 @@
+"""Command-line flags out of a configuration's fields: their names, types, defaults, and docstrings as help."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+from hyenadna.errors import UsageError
+
+Config = TypeVar("Config")
+
+
+class ManyValues(TyperCommand):
+    """A command whose list options take several values after one flag: --fasta a.fa b.fa."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flag before each of its values, as the parser wants it."""
+        many = {flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts}
+        expanded: list[str] = []
+        current: str | None = None
+        for word in args:
+            if word.startswith("-") and word != "-":
+                current = word if word in many else None
+                if current is None:
+                    expanded.append(word)
+            elif current is not None:
+                expanded += [current, word]
+            else:
+                expanded.append(word)
+        return super().parse_args(ctx, expanded)
+
+
+def takes_config(config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate `function(config, *, ...)`: it becomes a command with one flag for each field of `config`.
+
+    Values come from the defaults, then the YAML file of --config, then HYENA_<FIELD> in the environment, then the flags.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function).parameters.values())[1:]
+
+        def command(context: typer.Context, **given: Any) -> None:
+            names = {parameter.name for parameter in own}
+            fields = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+            flags = {name: given[name] for name in fields if _was_given(context, name)}
+            file = given.pop("config")
+            function(parse(config, file, flags), **{name: given[name] for name in names})
+
+        parameters = [_flag(field, text) for field, text in zip(dataclasses.fields(config), _helps(config), strict=True)]  # type: ignore[arg-type]
+        file = inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=typing.Annotated[Path | None, typer.Option(help="YAML file with any of these settings.")],
+        )
+        keyword_own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        command.__signature__ = inspect.Signature([context, *parameters, file, *keyword_own])  # type: ignore[attr-defined]
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        command.command_class = ManyValues  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def parse(config: type[Config], file: Path | None, flags: dict[str, Any]) -> Config:
+    """A configuration from a YAML file and flags; the flags win.
+
+    Raises
+    ------
+    UsageError              the file cannot be read, or a value is not of its field's type
+    """
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"--config {file} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise UsageError(f"--config {file} must hold names and values, like `lr: 0.001`")
+    try:
+        return TypeAdapter(config).validate_python(values | flags)
+    except ValidationError as error:
+        known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "the configuration"
+        allowed = f"; known are {', '.join(sorted(known))}" if name not in known else ""
+        given = f" is {first['input']!r}" if name in known else ""
+        raise UsageError(f"{name}{given}: {first['msg']}{allowed}") from error
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _flag(field: "dataclasses.Field[Any]", text: str) -> inspect.Parameter:
+    kind = field.type if not isinstance(field.type, str) else eval(field.type)  # noqa: S307 - our own annotations
+    annotation, default = _option_type(kind), field.default
+    if isinstance(default, tuple) and not default:
+        default = None
+    option = typer.Option(
+        f"--{field.name.replace('_', '-')}" + (f"/--no-{field.name.replace('_', '-')}" if _is_bool(kind) else ""),
+        *(["-o"] if field.name == "out" else []),
+        help=text,
+        envvar=f"HYENA_{field.name.upper()}",
+        show_envvar=False,
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[annotation, option]
+    )
+
+
+def _option_type(kind: Any) -> Any:
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
+        return list[get_args(kind)[0]] | None  # type: ignore[misc]
+    return kind
+
+
+def _is_bool(kind: Any) -> bool:
+    return kind is bool or bool in get_args(kind)
+
+
+def _helps(config: type[Any]) -> list[str]:
+    """The docstring under each field, in order."""
+    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]).body
+    helps = {}
+    for statement, following in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            helps[statement.target.id] = " ".join(str(following.value.value).split())
+    return [helps[field.name] for field in dataclasses.fields(config)]

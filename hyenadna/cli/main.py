@@ -1,0 +1,132 @@
+"""The entry of `hyena`: finds the verb, and turns every failure into one line and an exit code."""
+
+import functools
+import importlib
+import inspect
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from hyenadna import __version__
+from hyenadna.errors import HyenaError, Interrupted, OutOfMemory
+from hyenadna.progress import set_quiet
+
+VERBS = {
+    "pretrain": "hyenadna.cli.pretrain:pretrain",
+    "evaluate": "hyenadna.cli.evaluate:evaluate",
+    "convert": "hyenadna.cli.convert:convert",
+    "info": "hyenadna.cli.info:info",
+    "estimate": "hyenadna.cli.estimate:estimate",
+    "doctor": "hyenadna.cli.doctor:doctor",
+    "data": "hyenadna.cli.data:app",
+}
+"""Verb to module and object: a typed function, or a typer application where the verb has verbs of its own."""
+
+
+class _Verbs(TyperGroup):
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(VERBS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        if cmd_name not in VERBS:
+            return None
+        module, name = VERBS[cmd_name].split(":")
+        target = getattr(importlib.import_module(module), name)
+        if isinstance(target, typer.Typer):
+            for registered in target.registered_commands:
+                if registered.callback is not None and not hasattr(registered.callback, "guarded"):
+                    registered.callback = guarded(registered.callback)
+        else:
+            function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
+            target.command(cmd_name, cls=getattr(function, "command_class", None))(guarded(function))
+        command = typer.main.get_command(target)
+        command.name = cmd_name
+        return command
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with the flags that every verb has, and its failures told in one line."""
+
+    @functools.wraps(function)
+    def command(*, quiet: bool, debug: bool, **given: Any) -> None:
+        set_quiet(quiet)
+        try:
+            function(**given)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # the reader of stdout has gone; the interpreter must not complain about it while it shuts down
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (HyenaError, Interrupted) as error:
+            _fail(error, error.exit_code, debug)
+        except Exception as error:
+            # torch says it in its own class on a GPU and in words on a CPU
+            if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "not enough memory" in str(error):
+                lacking = OutOfMemory("out of memory; take a shorter length or smaller batches (hyena estimate says how much)")
+                _fail(lacking, lacking.exit_code, debug)
+            _fail(f"{type(error).__name__}: {error} (this is a defect; --debug shows where)", 1, debug)
+
+    flags = (("quiet", "No progress and no notices."), ("debug", "A traceback when something fails."))
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, typer.Option(f"--{name}", help=text)]
+        )
+        for name, text in flags
+    ]
+    signature = inspect.signature(function)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *parameters])  # type: ignore[attr-defined]
+    command.guarded = True  # type: ignore[attr-defined]
+    return command
+
+
+def _fail(error: BaseException | str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"hyena: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number, "interrupted")
+
+
+app = typer.Typer(
+    cls=_Verbs, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hyena {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _hyena(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """DNA language models at single-nucleotide resolution: pretrain them on any FASTA, evaluate, convert.
+
+    Results go to stdout or to -o, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad input data,
+    137 out of memory, 130 and 143 ended by SIGINT and SIGTERM.
+    """
+
+
+def main() -> None:
+    """The console script; ends the process with the exit code."""
+    # Python's own KeyboardInterrupt would end as a plain failure
+    signal.signal(signal.SIGINT, _interrupt)
+    app(prog_name="hyena")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pretraining: from FASTA files to a model folder."""

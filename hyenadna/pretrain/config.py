@@ -1,0 +1,133 @@
+"""What a pretraining run is told to do; each field's text is its help."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from hyenadna.errors import UsageError
+from hyenadna.model.config import Size
+
+DOES_NOT_CHANGE_THE_MODEL = frozenset(
+    {"out", "devices", "nodes", "device", "threads", "checkpoint_every", "keep_last", "logger", "checkpoint_activations"}
+)
+"""Fields that may differ when a run is resumed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pretraining run. Fields that are None are set to what suits the data and the machine, and printed.
+
+    Raises
+    ------
+    UsageError              a value outside of what the field allows, or two fields that contradict each other
+    """
+
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+
+    fasta: tuple[str, ...] = ()
+    """FASTA files (plain, BGZF or gzip), each FILE or FILE:WEIGHT; windows are drawn in proportion to the weights
+    (default: the files' sizes in bases). Without any, the bundled E. coli genome."""
+    out: Path = Path("hyena-run")
+    """Run folder: the model, its curves, metrics and checkpoints. The same command continues a run that stopped."""
+    size: Size = "tiny-1k"
+    """Depth and width, by the name of a published model."""
+    max_length: int | None = None
+    """Longest context in bases, where the length warm-up ends (default: that of the size)."""
+    warmup_from: int = 64
+    """Context in bases at which the length warm-up starts; it doubles from stage to stage."""
+    warmup_share: float | None = None
+    """Share of the run's steps spent before the longest context, in equal stages (default: 0.3)."""
+    warmup_steps: int | None = None
+    """Steps of each stage before the longest context, instead of a share."""
+    batch_tokens: int | None = None
+    """Tokens of an optimizer step, over all devices (default: 4,096 on a CPU, 262,144 on a GPU, or one window)."""
+    micro_batch_tokens: int | None = None
+    """Tokens that a device works on at once; smaller needs less memory (default: what fits)."""
+    steps: int | None = None
+    """Optimizer steps of the run."""
+    tokens: float | None = None
+    """Tokens of the run, instead of steps (default: 8 million on a CPU, 2.5 billion on a GPU)."""
+    lr: float | None = None
+    """Highest learning rate (default: 3e-3 for a width of 128 and less for wider models, in proportion)."""
+    lr_warmup_share: float = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    lr_final_share: float = 0.05
+    """Share of the highest learning rate at which the cosine ends."""
+    weight_decay: float = 0.1
+    """Weight decay of all parameters but those of the filter networks."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's two averages."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    dropout: float = 0.0
+    """Dropout of the embedded tokens; the published models had 0.1."""
+    filter_shift: float = 0.05
+    """Floor of the long filters' exponential window; 0 is the other convention in use."""
+    reverse_complement: bool = True
+    """Show each window in either strand, by a coin."""
+    soft_mask: Literal["upper", "ignore"] = "upper"
+    """Lower-case bases: like upper-case ones, or kept out of the loss."""
+    max_n_share: float = 0.05
+    """Windows with a larger share of bases that are not A, C, G or T are skipped."""
+    contigs: str | None = None
+    """Contigs to use: a regular expression, or 'all' (default: leaves out alternates, decoys, unplaced and the like)."""
+    valid_contigs: tuple[str, ...] = ()
+    """Contigs held out for validation, instead of hashed blocks."""
+    test_contigs: tuple[str, ...] = ()
+    """Contigs held out for testing, instead of hashed blocks."""
+    split_bed: Path | None = None
+    """BED file whose fourth column says train, valid or test, instead of hashed blocks."""
+    valid_every: int | None = None
+    """Steps between validations at the longest context (default: a twentieth of the run)."""
+    valid_tokens: int = 262_144
+    """Tokens of a validation, always the same ones."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints (default: a twentieth of the run)."""
+    keep_last: int = 2
+    """Checkpoints to keep."""
+    seed: int = 0
+    """Decides the initial weights, the windows and the dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    devices: int = 1
+    """Processes on each node, one GPU each (or a share of the CPU's cores)."""
+    nodes: int = 1
+    """Nodes of a cluster; start the command on each by torchrun or srun."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; auto is bfloat16 on a GPU, float32 on a CPU. Weights and convolutions stay in float32."""
+    threads: int | None = None
+    """CPU threads of each process (default: the CPUs that this process may use, shared by its devices)."""
+    checkpoint_activations: bool | None = None
+    """Recompute each block in the backward pass, which needs less memory (default: when the memory asks for it)."""
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    """Where metrics go besides metrics.csv."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.tokens is not None:
+            raise UsageError("both --steps and --tokens are given; a run has one length: leave one out")
+        if self.warmup_share is not None and self.warmup_steps is not None:
+            raise UsageError("both --warmup-share and --warmup-steps are given; leave one out")
+        if self.split_bed is not None and (self.valid_contigs or self.test_contigs):
+            raise UsageError("both --split-bed and held-out contigs are given; leave one out")
+        for name in ("max_length", "warmup_from", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
+                     "checkpoint_every", "keep_last", "devices", "nodes", "threads", "valid_tokens"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name in ("warmup_share", "lr_warmup_share", "lr_final_share", "dropout", "max_n_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; allowed are 0 up to but not including 1")
+        if self.max_length is not None and self.max_length < 2:
+            raise UsageError(f"--max-length is {self.max_length}; a context needs at least 2 bases")
+        if (self.lr is not None and self.lr <= 0) or self.clip <= 0 or self.weight_decay < 0:
+            raise UsageError("--lr and --clip must be above 0, --weight-decay at least 0")
+
+
+def differing_fields(ours: PretrainConfig, theirs: PretrainConfig) -> dict[str, tuple[object, object]]:
+    """The fields in which two runs would train different models: name to (ours, theirs)."""
+    return {
+        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
+        for field in dataclasses.fields(PretrainConfig)
+        if field.name not in DOES_NOT_CHANGE_THE_MODEL and getattr(ours, field.name) != getattr(theirs, field.name)
+    }

@@ -1,0 +1,170 @@
+"""The Lightning module of pretraining: one micro-batch's loss, and the step that ends an accumulation."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from hyenadna.data.sampler import WindowSampler
+from hyenadna.data.tokenizer import IGNORE, SEP
+from hyenadna.errors import NotFiniteError
+from hyenadna.model.language_model import HyenaDNA
+from hyenadna.pretrain.config import PretrainConfig
+from hyenadna.pretrain.length_warmup import LengthWarmup
+from hyenadna.pretrain.optimizer import adamw, cosine
+
+MicroBatch = tuple[Tensor, Tensor]
+"""inputs uint8 (B, L) and targets int64 (B, L)."""
+
+
+class MicroBatches(IterableDataset[MicroBatch]):
+    """This process's micro-batches from a step to the end of the run, as a function of seed and step alone.
+
+    Micro-batch m of a step, on rank r of R with M micro-batches each, holds the windows (m R + r) w ... of that step,
+    where w = windows / (R M).
+    """
+
+    def __init__(
+        self, sampler: WindowSampler, warmup: LengthWarmup, *, first_step: int, micro_batches: int, rank: int, world: int
+    ) -> None:
+        self.sampler, self.warmup, self.first_step = sampler, warmup, first_step
+        self.micro_batches, self.rank, self.world = micro_batches, rank, world
+
+    def __len__(self) -> int:
+        return (self.warmup.steps - self.first_step) * self.micro_batches
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for step in range(self.first_step, self.warmup.steps):
+            for micro_batch in range(self.micro_batches):
+                windows = self.sampler.windows(step, *self.window_range(step, micro_batch, self.rank))
+                yield torch.from_numpy(windows.inputs), torch.from_numpy(windows.targets)
+
+    def window_range(self, step: int, micro_batch: int, rank: int) -> tuple[int, int, int]:
+        """First window, count and length of a micro-batch, as `WindowSampler.windows` takes them."""
+        stage = self.warmup.at(step)
+        count = stage.windows // (self.micro_batches * self.world)
+        return (micro_batch * self.world + rank) * count, count, stage.length
+
+
+class PretrainModule(pl.LightningModule):
+    """Next-token prediction with the loss summed over all scored targets of a step before it is divided by their number.
+
+    Lightning averages gradients over ranks and micro-batches, which need not hold equally many scored targets (N is not
+    scored): each micro-batch's loss is therefore divided by its number of positions, and the sum corrected at the end of
+    the step by positions / targets over all ranks.
+
+    Attributes
+    ----------
+    step : int                      optimizer steps done since the run began
+    train_bits : float              bits per base of the last step, SEP left out
+    gradient_norm : float           of the last step, before clipping
+    busy : bool                     whether weights or files are being changed, so that a signal has to wait
+    stop : bool                     set to end the run after the current step; all ranks then learn of it
+    """
+
+    def __init__(
+        self, model: HyenaDNA, config: PretrainConfig, sampler: WindowSampler, warmup: LengthWarmup, *, micro_batches: int
+    ) -> None:
+        super().__init__()
+        self.model, self.config, self.sampler, self.warmup = model, config, sampler, warmup
+        self.micro_batches = micro_batches
+        self.step, self.train_bits, self.gradient_norm = 0, math.nan, math.nan
+        self.busy = self.stop = False
+        self.optimizer: torch.optim.AdamW | None = None
+        self.optimizer_state: dict[str, object] | None = None  # of the checkpoint that the run resumes from
+        self._sums = torch.zeros(3, dtype=torch.float64)  # scored targets, scored bases, nats of the bases
+        self._not_finite: int | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming step."""
+        config = self.config
+        share = cosine(
+            self.step, self.warmup.steps, warmup_share=config.lr_warmup_share, final_share=config.lr_final_share
+        )
+        assert config.lr is not None  # resolved before a run
+        return config.lr * share
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, with the state of the checkpoint when the run resumes."""
+        config = self.config
+        assert config.lr is not None
+        self.optimizer = adamw(self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        if self.optimizer_state is not None:
+            self.optimizer.load_state_dict(self.optimizer_state)
+            self.optimizer_state = None
+        return self.optimizer
+
+    def train_dataloader(self) -> DataLoader[MicroBatch]:
+        """What remains of the run for this rank."""
+        self.batches = MicroBatches(
+            self.sampler,
+            self.warmup,
+            first_step=self.step,
+            micro_batches=self.micro_batches,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(self.batches, batch_size=None)
+
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch, divided by its number of positions."""
+        inputs, targets = batch
+        micro_batch = batch_idx % self.micro_batches
+        # dropout depends on seed, step, micro-batch and rank alone, so that a resumed run draws the same
+        torch.manual_seed(hash((self.config.seed, self.step, micro_batch, self.trainer.global_rank)) % 2**63)
+        losses = F.cross_entropy(
+            self.model(inputs).logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        detached, bases = losses.detach().double(), (targets != IGNORE).flatten() & (targets != SEP).flatten()
+        sums = torch.stack([(targets != IGNORE).sum(), bases.sum(), (detached * bases).sum()])
+        self._sums = sums if micro_batch == 0 else self._sums + sums
+        if self._not_finite is None and not torch.isfinite(detached.sum()):
+            self._not_finite = micro_batch
+        return losses.sum() / targets.numel()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide by the scored targets of all ranks, check, clip, and set the learning rate."""
+        sums = torch.cat([self._sums, self._sums.new_tensor([self.stop])])
+        totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(totals, Tensor)
+        targets, bases, nats, stop = totals.tolist()
+        self.stop = stop > 0
+        stage = self.warmup.at(self.step)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        correction = stage.windows * stage.length / max(targets, 1)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(correction)
+        self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip))
+        self.train_bits = nats / max(bases, 1) / math.log(2)
+        if not (math.isfinite(self.gradient_norm) and math.isfinite(nats)):
+            raise NotFiniteError(self._blame())
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.busy = True  # the optimizer changes the weights when this hook returns
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Forward and backward of the last micro-batch, the hook above, and the change of the weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.step += 1
+
+    def _blame(self) -> str:
+        micro_batch = self._not_finite
+        chosen = range(self.micro_batches) if micro_batch is None else [micro_batch]
+        loci = [
+            locus
+            for index in chosen
+            for locus in self.sampler.describe(self.step, *self.batches.window_range(self.step, index, self.batches.rank))
+        ]
+        named = ", ".join(loci[:8]) + (f" and {len(loci) - 8} more" if len(loci) > 8 else "")
+        what = "gradient" if micro_batch is None else "loss"
+        return (
+            f"the {what} of step {self.step + 1} is not finite; its windows on this rank: {named}. The state before that "
+            f"step is saved. Start anew with --overwrite and a lower --lr than {self.config.lr:g}, or a smaller --clip"
+        )

@@ -1,0 +1,166 @@
+"""What happens around the steps of a run: metrics, validation, checkpoints, and signals that end it."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+
+from hyenadna.data.sampler import Windows
+from hyenadna.data.tokenizer import IGNORE, SEP, A, T
+from hyenadna.errors import Interrupted
+from hyenadna.progress import Job
+from hyenadna.pretrain.config import PretrainConfig
+from hyenadna.pretrain.module import PretrainModule
+from hyenadna.pretrain.run_folder import Best, Checkpoint, RunFolder
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""The last is what SLURM sends when the job's time runs out."""
+
+
+class Monitor(pl.Callback):
+    """Writes the run folder as the run goes on.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    config : PretrainConfig         resolved: no field is None that decides what is done
+    validation : Windows            the validation windows, at the longest context
+    best : Best                     the best validation so far
+    save_model : callable           writes the model folder, given the best validation
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: PretrainConfig,
+        validation: Windows,
+        best: Best,
+        save_model: Callable[[Best], None],
+    ) -> None:
+        self.folder, self.config, self.validation, self.best, self.save_model = folder, config, validation, best, save_model
+        self.signal_number: int | None = None
+        self._saved_step = -1
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals, after Lightning set its own handlers."""
+        module = _module(pl_module)
+        self._handlers = {number: signal.signal(number, self._handler(module)) for number in _SIGNALS}
+        tokens = _tokens(module, module.step)
+        self._job = Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens) if trainer.is_global_zero else None
+        self._step_start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After each optimizer step: measure, validate, save, stop."""
+        module = _module(pl_module)
+        if (batch_idx + 1) % module.micro_batches:
+            return
+        step, steps = module.step, module.warmup.steps
+        assert self.config.valid_every is not None and self.config.checkpoint_every is not None
+        row = self._row(module)
+        if step % self.config.valid_every == 0 or step == steps:
+            row["valid_bits_per_base"] = self.validate(trainer, module)
+        if trainer.is_global_zero:
+            self._record(trainer, module, row)
+            if row["valid_bits_per_base"] < self.best.bits_per_base:
+                self.best = Best(row["valid_bits_per_base"], step)
+                self.save_model(self.best)
+            if step % self.config.checkpoint_every == 0 or step == steps:
+                self.save(module)
+        trainer.should_stop = module.stop
+        module.busy = False
+        self._step_start = time.monotonic()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if getattr(self, "_job", None) is not None:
+            assert self._job is not None
+            self._job.close()
+
+    def validate(self, trainer: pl.Trainer, module: PretrainModule) -> float:
+        """Bits per base of the validation windows, all ranks together."""
+        inputs, targets = self.validation
+        rows = max(1, (self.config.micro_batch_tokens or 0) // inputs.shape[1])
+        sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+        module.model.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for first in range(trainer.global_rank * rows, len(inputs), trainer.world_size * rows):
+                chosen = slice(first, first + rows)
+                batch = torch.from_numpy(inputs[chosen]).to(module.device)
+                target = torch.from_numpy(targets[chosen]).to(module.device).flatten()
+                target = torch.where(target == SEP, IGNORE, target - A)
+                logits = module.model(batch).logits[..., A : T + 1].flatten(0, 1)
+                sums[0] += F.cross_entropy(logits, target.clamp(min=IGNORE), ignore_index=IGNORE, reduction="sum").double()
+                sums[1] += (target >= 0).sum()
+        module.model.train()
+        nats, bases = trainer.strategy.reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        return float(nats / max(bases, 1) / math.log(2))
+
+    def save(self, module: PretrainModule) -> None:
+        """Write a checkpoint of the last whole step, unless it is already there."""
+        assert module.optimizer is not None
+        if module.step == self._saved_step:
+            return
+        state = Checkpoint(
+            module.step, module.model.state_dict(), module.optimizer.state_dict(), self.best, torch.get_num_threads()
+        )
+        self.folder.save(state, self.config.keep_last)
+        self._saved_step = module.step
+
+    def _row(self, module: PretrainModule) -> dict[str, float]:
+        stage = module.warmup.at(module.step - 1)
+        assert module.optimizer is not None
+        return {
+            "step": module.step,
+            "length": stage.length,
+            "tokens": _tokens(module, module.step),
+            "bits_per_base": module.train_bits,
+            "gradient_norm": module.gradient_norm,
+            "learning_rate": module.optimizer.param_groups[0]["lr"],
+            "nt_per_second": stage.windows * stage.length / (time.monotonic() - self._step_start),
+            "valid_bits_per_base": math.nan,
+        }
+
+    def _record(self, trainer: pl.Trainer, module: PretrainModule, row: dict[str, float]) -> None:
+        self.folder.append_metrics(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in row.items() if not math.isnan(value)}, module.step)
+        if self._job is not None:
+            stage = module.warmup.at(module.step - 1)
+            detail = f"step {module.step:,}/{module.warmup.steps:,}  L {stage.length:,}  {module.train_bits:.4f} bits/base"
+            if self.best.step:
+                detail += f"  (best valid {self.best.bits_per_base:.4f})"
+            self._job.advance(stage.windows * stage.length, detail)
+
+    def _handler(self, module: PretrainModule) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.signal_number is not None:
+                raise Interrupted(number, "interrupted a second time; the last checkpoint stands")
+            self.signal_number, module.stop = number, True
+            # a step at long context may take minutes: leave it, unless weights or files are just being changed or
+            # other ranks wait for this one; then the step is finished first
+            if module.trainer.world_size == 1 and not module.busy:
+                raise Interrupted(number, "")
+
+        return handle
+
+
+def _tokens(module: PretrainModule, steps: int) -> int:
+    return sum(
+        stage.windows * stage.length * max(0, min(stage.steps, steps - stage.first_step)) for stage in module.warmup.stages
+    )
+
+
+def _module(module: pl.LightningModule) -> PretrainModule:
+    assert isinstance(module, PretrainModule)
+    return module
