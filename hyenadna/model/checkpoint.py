@@ -7,8 +7,6 @@ its `hyena.`), probe.json and README.md. `HyenaDNA.from_pretrained` and `HyenaDN
 
 import dataclasses
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hyenadna.errors import CheckpointError, UsageError, WriteError
-from hyenadna.files import replace_folder, restore_folder
+from hyenadna.errors import CheckpointError, UsageError
+from hyenadna.files import sha256
 from hyenadna.model.config import HyenaConfig
+from hyenadna.model.folder import MARK, MODEL_FILES, place
 from hyenadna.model.foreign import hugging_face_files, original_files, read_foreign
 from hyenadna.model.hub import find_model
 from hyenadna.model.language_model import HyenaDNA
@@ -29,9 +28,7 @@ from hyenadna.model.weights import base_sha256, check_shapes, own_float32, parse
 FORMAT_VERSION = 1
 Layout = Literal["hyena", "hf", "original"]
 
-_OURS = ("config.json", "model.safetensors", "probe.json", "README.md")
 _BESIDE_CONFIG = ("format_version", "base_sha256", "training", "extra")
-_MARK = "<!-- written by hyenadna: this folder may be replaced as a whole -->"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -44,7 +41,7 @@ class _Uninitialized(TorchFunctionMode):
         kwargs = kwargs or {}
         if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +56,25 @@ class Checkpoint:
     """All of config.json."""
     model: HyenaDNA
     """In float32 on the CPU, in eval mode; not checked against the probe."""
+
+    name: str
+    """What was asked for: the folder's own name, or the hub id."""
+
+    @property
+    def card(self) -> str | None:
+        """The text of README.md, if there is one."""
+        path = self.folder / "README.md"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+    @property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the file of the weights; of the index, if they are in several."""
+        names = ("model.safetensors", "model.safetensors.index.json", "weights.ckpt")
+        return sha256(next(self.folder / name for name in names if (self.folder / name).exists()))
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in one of the further files, such as split.json."""
+        return read_json(self.folder / name)
 
     @property
     def base_sha256(self) -> str:
@@ -136,11 +152,12 @@ def read(
 ) -> Checkpoint:
     """The files of a model, whatever their layout; takes and raises what `load` does, but does not verify."""
     folder = find_model(source, revision=revision, local_files_only=local_files_only)
+    name = Path(source).resolve().name if Path(source).exists() else str(source)
     description = read_json(folder / "config.json")
     if "format_version" not in description:
         config, tensors = read_foreign(folder, filter_shift)
-        layout: Layout = "original" if (folder / "weights.ckpt").exists() else "hf"
-        return Checkpoint(folder, layout, description, _build(config, tensors, folder))
+        layout: Layout = "hf" if any(folder.glob("model.safetensors*")) else "original"
+        return Checkpoint(folder, layout, description, _build(config, tensors, folder), name)
     if filter_shift is not None:
         raise UsageError(f"{folder} records its own filter shift; --filter-shift is for the published layouts")
     if description["format_version"] != FORMAT_VERSION:
@@ -151,9 +168,8 @@ def read(
     fields = {name: value for name, value in description.items() if name not in _BESIDE_CONFIG}
     config = parse_config(fields, folder / "config.json")
     weights = folder / "model.safetensors"
-    return Checkpoint(
-        folder, "hyena", description, _build(config, own_float32(read_safetensors(weights), weights), folder)
-    )
+    model = _build(config, own_float32(read_safetensors(weights), weights), folder)
+    return Checkpoint(folder, "hyena", description, model, name)
 
 
 def save(
@@ -192,7 +208,7 @@ def save(
     """
     extra = dict(extra or {})
     for name in extra:
-        if Path(name).name != name or not name.endswith(".json") or name in _OURS:
+        if Path(name).name != name or not name.endswith(".json") or name in MODEL_FILES:
             raise UsageError(f"{name!r} cannot be a further file of a model folder; it takes names such as split.json")
     tensors = _stored(model)
     digest = base_sha256(tensors)
@@ -210,24 +226,35 @@ def save(
         "README.md": (card or _plain_card(model)).encode(),
         **{name: _json(value) for name, value in extra.items()},
     }
-    _place(Path(folder), files, digest, overwrite)
+    place(Path(folder), files, overwrite=overwrite, verify=lambda written: read(written).verify())
 
 
-def export(model: HyenaDNA, folder: str | Path, layout: Layout, *, overwrite: bool = False) -> None:
-    """Write the model in one of the published layouts, or in our own without a word of its training.
+def export(
+    model: HyenaDNA,
+    folder: str | Path,
+    layout: Literal["hf", "original"],
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the model in one of the published layouts; the rest is as in `save`.
 
     Raises
     ------
     UsageError              the folder holds something, or the layout cannot say what this model is
     WriteError              no space, or read-only; what was there before is unchanged
     """
-    if layout == "hyena":
-        save(model, folder, overwrite=overwrite)
-        return
     tensors = _stored(model)
     files = hugging_face_files(model, tensors) if layout == "hf" else original_files(model, tensors)
-    files["README.md"] = f"{_plain_card(model)}\n{_MARK}\n".encode()
-    _place(Path(folder), files, base_sha256(tensors), overwrite)
+    text = (card or _plain_card(model)).replace(MARK, "").rstrip()
+    files["README.md"] = f"{text}\n\n{MARK}\n".encode()
+    digest = base_sha256(tensors)
+
+    def verify(written: Path) -> None:
+        if read(written).base_sha256 != digest:
+            raise CheckpointError(f"{folder}: the weights did not read back as they were written")
+
+    place(Path(folder), files, overwrite=overwrite, verify=verify)
 
 
 def _build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> HyenaDNA:
@@ -241,61 +268,6 @@ def _build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> Hy
 
 def _stored(model: HyenaDNA) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _place(folder: Path, files: Mapping[str, bytes], digest: str, overwrite: bool) -> None:
-    folder = folder.expanduser().resolve()
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        restore_folder(folder)
-        _check_replaceable(folder, overwrite)
-        staging.mkdir(parents=True)
-        for name, contents in files.items():
-            (staging / name).write_bytes(contents)
-        written = read(staging)
-        if written.layout == "hyena":
-            written.verify()
-        elif written.base_sha256 != digest:
-            raise CheckpointError(f"{folder}: the weights did not read back as they were written")
-        replace_folder(staging, folder)
-    except OSError as error:
-        raise WriteError(
-            f"{folder} could not be written: {error.strerror or error}; what was there before is unchanged. "
-            "Free some space or name another place, then run the same command again."
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    """Nothing, if the folder is free, or holds nothing but what hyenadna wrote and may be replaced."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder for the model")
-    present = {file.name for file in folder.iterdir()}
-    if not present:
-        return
-    if not overwrite:
-        raise UsageError(f"{folder} is not empty; name another folder, or say --overwrite to replace a model")
-    foreign = sorted(present - _written(folder))
-    if foreign:
-        raise UsageError(
-            f"{folder} holds {', '.join(foreign[:5])}, which hyenadna did not write there, so it is not replaced; "
-            "name another folder"
-        )
-
-
-def _written(folder: Path) -> set[str]:
-    """The names in a folder that hyenadna wrote."""
-    try:
-        description = read_json(folder / "config.json")
-        if "format_version" in description:
-            return {*_OURS, *description.get("extra", ())}
-        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except (CheckpointError, OSError, TypeError):
-        return set()
-    return {"config.json", "model.safetensors", "weights.ckpt", "README.md"} if card.rstrip().endswith(_MARK) else set()
 
 
 def _device(device: str | torch.device) -> torch.device:
