@@ -1,6 +1,6 @@
 """Indexes for random access to FASTA files: .fai as samtools faidx writes it, .gzi as bgzip does.
 
-pyfaidx builds the same, but line by line: ten times slower on BGZF. It also reads on when an index does not fit its file.
+pyfaidx builds the same, but line by line: ten times slower on BGZF. It also reads on when an index does not fit.
 """
 
 import bisect

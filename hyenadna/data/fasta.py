@@ -126,7 +126,7 @@ class _Parser:
         if chunk and not chunk.startswith(b">"):
             looks = next((text for magic, text in _FOREIGN.items() if chunk.startswith(magic)), "")
             raise FastaError(
-                f"{self.path} does not begin with '>' but with {chunk[:12].decode('ascii', 'backslashreplace')!r}"
+                f"{self.path} does not begin with '>' but with {repr(chunk[:12])[1:]}"
                 + (f" (it looks like {looks})" if looks else "")
                 + "; give a FASTA file, plain, gzip or BGZF"
             )

@@ -255,7 +255,7 @@ def _read(path: Path) -> Pack:
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path} is not a whole pack of hyena data pack: {reason}; delete it and pack again"
+            f"{path} is no whole pack of hyena data pack: {reason}; delete it and pack again"
         ) from error
     return pack_
 
