@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hyenadna.data.intervals import Interval, Region, merge
 from hyenadna.data.packed import packed
-from hyenadna.data.splits import PARTS, Split, bed_split, contig_split, hashed_split
+from hyenadna.data.splits import PARTS, Split, bed_split, contig_split, hashed_split, read_splits, splits_to_json
 from hyenadna.errors import InputError, IntervalError
 
 
@@ -148,6 +148,19 @@ def test_json_round_trip(tmp_path):
     for broken in ({}, stored | {"train": [["a", 1]]}, stored | {"lengths": 5}, {"train": None}):
         with pytest.raises(InputError, match="not a stored split"):
             Split.from_json(broken)
+
+
+def test_splits_of_a_model_folder(tmp_path):
+    pack = genome(tmp_path, {"a": 50_000})
+    splits = (hashed_split(whole(pack), pack, 50), hashed_split(whole(pack), pack, 60))
+    (tmp_path / "split.json").write_text(json.dumps(splits_to_json(splits)))
+    assert read_splits(tmp_path / "split.json") == splits
+    for broken in ("", "[]", "{}", '{"genomes": 5}', '{"genomes": [{}]}'):
+        (tmp_path / "split.json").write_text(broken)
+        with pytest.raises(InputError, match="stored split"):
+            read_splits(tmp_path / "split.json")
+    with pytest.raises(InputError, match=r"none\.json cannot be read as a stored split"):
+        read_splits(tmp_path / "none.json")
 
 
 def test_too_small_says_what_would_do(tmp_path):

@@ -204,8 +204,7 @@ def _spool(first: Record, records: Iterator[Record], spool: IO[bytes]) -> tuple[
     digest, contigs = hashlib.sha256(), {}
     record: Record | None = first
     while record is not None:
-        digest.update(f"{record.name}\t{len(record.sequence)}\n".encode())
-        digest.update((record.sequence & _UPPER).data)
+        _update(digest, record.name, record.sequence)
         spool.write(record.sequence.data)
         contigs[record.name] = letter_counts(record.sequence)
         record = next(records, None)
@@ -254,9 +253,7 @@ def _read(path: Path) -> Pack:
             _check(pack_, sequence.shape, sequence.dtype == np.uint8)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path} is no whole pack of hyena data pack: {reason}; delete it and pack again"
-        ) from error
+        raise InputError(f"{path} is no whole pack of hyena data pack: {reason}; delete it and pack again") from error
     return pack_
 
 
@@ -269,11 +266,14 @@ def _verify(path: Path) -> None:
 def _digest(pack_: Pack) -> str:
     digest = hashlib.sha256()
     for name in pack_.names:
-        contig = pack_.contig(name)
-        digest.update(f"{name}\t{len(contig)}\n".encode())
-        for start in range(0, len(contig), _CHUNK):
-            digest.update((contig[start : start + _CHUNK] & _UPPER).data)
+        _update(digest, name, pack_.contig(name))
     return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", name: str, sequence: NDArray[np.uint8]) -> None:
+    digest.update(f"{name}\t{len(sequence)}\n".encode())
+    for start in range(0, len(sequence), _CHUNK):
+        digest.update((sequence[start : start + _CHUNK] & _UPPER).data)
 
 
 def _check(pack_: Pack, shape: tuple[int, ...], is_bytes: bool) -> None:
