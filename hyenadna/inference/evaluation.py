@@ -1,6 +1,7 @@
 """What an evaluation measured, and how it follows from sums over blocks of the genome."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,12 +84,12 @@ class Evaluation:
         return min(self.baselines[1:], key=lambda baseline: baseline.bits_per_base.value)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists of everything here, with perplexities."""
+        """All of this with perplexities, as JSON holds it: NaN is null."""
         value = dataclasses.asdict(self)
         value["perplexity"] = 2**self.model.value
         for baseline in value["baselines"]:
             baseline["perplexity"] = 2 ** baseline["bits_per_base"]["value"]
-        return value
+        return dict(json.loads(json.dumps(value), parse_constant=lambda _: None))
 
 
 @dataclasses.dataclass(frozen=True)
