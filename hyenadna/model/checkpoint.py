@@ -13,35 +13,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from hyenadna.errors import CheckpointError, UsageError
 from hyenadna.files import sha256
-from hyenadna.model.config import HyenaConfig
 from hyenadna.model.folder import MARK, MODEL_FILES, place
 from hyenadna.model.foreign import hugging_face_files, original_files, read_foreign
 from hyenadna.model.hub import find_model
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.probe import check_probe, probe
-from hyenadna.model.weights import base_sha256, check_shapes, own_float32, parse_config, read_json, read_safetensors
+from hyenadna.model.weights import base_sha256, build, own_float32, parse_config, read_json, read_safetensors
 
 FORMAT_VERSION = 1
 Layout = Literal["hyena", "hf", "original"]
 
 _BESIDE_CONFIG = ("format_version", "base_sha256", "training", "extra")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-class _Uninitialized(TorchFunctionMode):
-    """Leaves new weights as they are: on the meta device drawing them does nothing but load all of torch's compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +143,7 @@ def read(
     if "format_version" not in description:
         config, tensors = read_foreign(folder, filter_shift)
         layout: Layout = "hf" if any(folder.glob("model.safetensors*")) else "original"
-        return Checkpoint(folder, layout, description, _build(config, tensors, folder), name)
+        return Checkpoint(folder, layout, description, build(config, tensors, folder), name)
     if filter_shift is not None:
         raise UsageError(f"{folder} records its own filter shift; --filter-shift is for the published layouts")
     if description["format_version"] != FORMAT_VERSION:
@@ -168,7 +154,7 @@ def read(
     fields = {name: value for name, value in description.items() if name not in _BESIDE_CONFIG}
     config = parse_config(fields, folder / "config.json")
     weights = folder / "model.safetensors"
-    model = _build(config, own_float32(read_safetensors(weights), weights), folder)
+    model = build(config, own_float32(read_safetensors(weights), weights), folder)
     return Checkpoint(folder, "hyena", description, model, name)
 
 
@@ -222,7 +208,7 @@ def save(
     files = {
         "config.json": _json(description),
         "model.safetensors": _safetensors(tensors, digest),
-        "probe.json": _json(probe(_build(model.config, tensors, Path(folder)))),
+        "probe.json": _json(probe(build(model.config, tensors, Path(folder)))),
         "README.md": (card or _plain_card(model)).encode(),
         **{name: _json(value) for name, value in extra.items()},
     }
@@ -255,15 +241,6 @@ def export(
             raise CheckpointError(f"{folder}: the weights did not read back as they were written")
 
     place(Path(folder), files, overwrite=overwrite, verify=verify)
-
-
-def _build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> HyenaDNA:
-    """The model around these very tensors; nothing is drawn at random and nothing allocated before shapes agree."""
-    with torch.device("meta"), _Uninitialized():
-        model = HyenaDNA(config)
-    check_shapes(tensors, model.state_dict(), path)
-    model.load_state_dict(dict(tensors), assign=True)
-    return model.eval()
 
 
 def _stored(model: HyenaDNA) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ positional features z and t and the decay rates deltas. The original stores the 
 calls a block's parts `mixer.layer` and `mlp.layer` when it was trained with activation checkpointing.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -20,7 +21,15 @@ from torch import Tensor
 from hyenadna.errors import CheckpointError, HyenaWarning, UsageError
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.language_model import HyenaDNA
-from hyenadna.model.weights import own_float32, parse_config, read_json, read_pickle, read_safetensors
+from hyenadna.model.weights import (
+    blank_model,
+    check_shapes,
+    own_float32,
+    parse_config,
+    read_json,
+    read_pickle,
+    read_safetensors,
+)
 
 PUBLISHED_SHIFT = 0.05
 _FIELDS = {
@@ -52,7 +61,7 @@ _FOREIGN_HEAD = re.compile(r"(decoder|score)\.")
 
 
 def read_foreign(folder: Path, filter_shift: float | None = None) -> tuple[HyenaConfig, dict[str, Tensor]]:
-    """Configuration and float32 weights of a published layout; the weights' shapes are not compared yet.
+    """Configuration and float32 weights of a published layout.
 
     A tensor of a fine-tuned classifier (`decoder.`, `score.`) is left out with a warning: the rest is the language
     model that the classifier was tuned from.
@@ -66,14 +75,12 @@ def read_foreign(folder: Path, filter_shift: float | None = None) -> tuple[Hyena
 
     Raises
     ------
-    CheckpointError         another architecture; damaged files; buffers that contradict config.json
+    CheckpointError         another architecture; damaged files; tensors or buffers that contradict config.json
     """
     where = folder / "config.json"
     config = _config(read_json(where), where, filter_shift)
     path, raw = _read_tensors(folder)
     tensors = _renamed(raw, path)
-    for name in [name for name in tensors if _BUFFER.fullmatch(name)]:
-        _check_buffer(name, tensors.pop(name), config, path)
     for name in [name for name in tensors if _COPIED_FREQ.fullmatch(name)]:
         shared = tensors.get(_COPIED_FREQ.sub(r"\g<1>1\2", name))
         if shared is None or not torch.equal(tensors.pop(name), shared):
@@ -84,8 +91,15 @@ def read_foreign(folder: Path, filter_shift: float | None = None) -> tuple[Hyena
     untied = head is not None and _EMBEDDING in tensors and not torch.equal(head, tensors[_EMBEDDING])
     if head is not None and not untied:
         del tensors["lm_head.weight"]
-    values = {field: getattr(config, field) for field in HyenaConfig.__dataclass_fields__}
-    return HyenaConfig(**(values | {"tie_head": not untied})), own_float32(tensors, path)
+    config = dataclasses.replace(config, tie_head=not untied)
+    buffers = {name: found.group(1) for name in tensors if (found := _BUFFER.fullmatch(name))}
+    shapes = {name: torch.empty(_buffer_shape(kind, config), device="meta") for name, kind in buffers.items()}
+    check_shapes(tensors, blank_model(config).state_dict() | shapes, path)
+    for kind in sorted(set(buffers.values())):
+        expected = _buffer(kind, config)
+        for name in (name for name in buffers if buffers[name] == kind):
+            _check_buffer(name, tensors.pop(name), expected, path)
+    return config, own_float32(tensors, path)
 
 
 def hugging_face_files(model: HyenaDNA, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -235,14 +249,7 @@ def _renamed(raw: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_buffer(name: str, given: Tensor, config: HyenaConfig, path: Path) -> None:
-    expected = _buffer(name.rpartition(".")[2], config)
-    if given.shape != expected.shape:
-        raise CheckpointError(
-            f"{path}: {name} has shape {tuple(given.shape)}, but config.json makes it {tuple(expected.shape)}: "
-            f"the filters' length or another size in config.json (filter length {config.filter_length}, "
-            f"d_model {config.d_model}, emb_dim {config.emb_dim}) is not that of the weights"
-        )
+def _check_buffer(name: str, given: Tensor, expected: Tensor, path: Path) -> None:
     tolerance = (
         1e-4 if given.dtype in (torch.float32, torch.float64) else 0.05
     )  # deltas reach 15, bfloat16 has 3 digits
@@ -256,9 +263,7 @@ def _check_buffer(name: str, given: Tensor, config: HyenaConfig, path: Path) -> 
 
 def _buffers(config: HyenaConfig) -> dict[str, Tensor]:
     """The buffers that both layouts store, by name without prefix."""
-    parts = {f"{part}.{name}": _buffer(name, config) for part, name in (
-        ("pos_emb", "z"), ("pos_emb", "t"), ("modulation", "deltas")
-    )}  # fmt: skip
+    parts = {kind: _buffer(kind, config) for kind in ("pos_emb.z", "pos_emb.t", "modulation.deltas")}
     return {
         f"backbone.layers.{layer}.mixer.filter_fn.{name}": tensor.clone()
         for layer in range(config.n_layer)
@@ -266,14 +271,19 @@ def _buffers(config: HyenaConfig) -> dict[str, Tensor]:
     }
 
 
-def _buffer(name: str, config: HyenaConfig) -> Tensor:
-    """The buffer z (1, T, emb_dim), t (1, T, 1) or deltas (1, 1, D), in float32 as the reference code computes them."""
+def _buffer_shape(kind: str, config: HyenaConfig) -> tuple[int, int, int]:
+    width = {"pos_emb.z": config.emb_dim, "pos_emb.t": 1, "modulation.deltas": config.d_model}[kind]
+    return 1, 1 if kind == "modulation.deltas" else config.filter_length, width
+
+
+def _buffer(kind: str, config: HyenaConfig) -> Tensor:
+    """A buffer of `_buffer_shape`, in float32 as the reference code computes it."""
     length, bands = config.filter_length, (config.emb_dim - 1) // 2
     time = torch.linspace(0, 1, length)[None, :, None]
-    match name:
-        case "t":
+    match kind:
+        case "pos_emb.t":
             return time
-        case "deltas":
+        case "modulation.deltas":
             return torch.linspace(math.log(1e-2) / 1.5, math.log(1e-2) / 0.3, config.d_model)[None, None]
     phase = 2 * math.pi * torch.linspace(0, length - 1, length)[None, :, None] / length
     wave = torch.exp(-1j * torch.linspace(1e-4, bands - 1, bands)[None, None] * phase)

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint hold, read with care: JSON, safetensors, and pickles from elsewhere."""
+"""What the files of a checkpoint hold, read with care: JSON, safetensors and foreign pickles; and a model around it."""
 
 import hashlib
 import json
@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hyenadna.errors import CheckpointError, HyenaError
 from hyenadna.model.config import HyenaConfig
+from hyenadna.model.language_model import HyenaDNA
 
 _JSON_BYTES = 16 << 20
 _LISTED = 10
@@ -149,6 +151,37 @@ def own_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite")
     return {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves new weights as they are: on the meta device drawing them does nothing but load all of torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
+def blank_model(config: HyenaConfig) -> HyenaDNA:
+    """The model without memory for its weights: names and shapes only, on the meta device."""
+    with torch.device("meta"), _Uninitialized():
+        return HyenaDNA(config)
+
+
+def build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> HyenaDNA:
+    """The model around these very tensors, in eval mode; nothing is drawn at random, nor anything allocated.
+
+    Raises
+    ------
+    CheckpointError         names and shapes of what is missing, not expected or mis-shaped
+    """
+    model = blank_model(config)
+    check_shapes(tensors, model.state_dict(), path)
+    model.load_state_dict(dict(tensors), assign=True)
+    return model.eval()
 
 
 def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
