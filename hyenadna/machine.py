@@ -22,12 +22,11 @@ def available_cpus() -> int:
     return max(1, min(limits))
 
 
-def available_memory() -> int:
-    """Bytes of memory that can still be had, within the container's limit."""
-    fields = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
-    free = int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else 4 << 30
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+def total_memory() -> int:
+    """Bytes of main memory, within the container's limit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(memory, int(limit)) if limit.isdigit() else memory
 
 
 def peak_memory() -> int:
@@ -53,7 +52,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpus_available": available_cpus(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "memory_available_gb": round(available_memory() / 1e9, 1),
+        "memory_gb": round(total_memory() / 1e9, 1),
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
         "cuda": torch.version.cuda,
         "platform": platform.platform(),

@@ -37,7 +37,8 @@ class Job:
         if not _quiet and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(description, total=total, completed=done, state="")
+            self._task = self._bar.add_task(description, total=total, state="")
+            self._bar.update(self._task, completed=done)
             self._bar.start()
 
     def advance(self, amount: float, detail: str = "") -> None:
@@ -62,7 +63,9 @@ class Job:
 
     def _state(self, detail: str) -> str:
         left = (self.total - self.done) / self.rate if self.rate else 0.0
-        return "  ".join(part for part in (detail, f"{quantity(self.rate)}{self.unit}/s", f"{duration(left)} left") if part)
+        return "  ".join(
+            part for part in (detail, f"{quantity(self.rate)}{self.unit}/s", f"{duration(left)} left") if part
+        )
 
 
 @contextmanager

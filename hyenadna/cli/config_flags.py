@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Callable
@@ -40,20 +41,20 @@ class ManyValues(TyperCommand):
 def takes_config(config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate `function(config, *, ...)`: it becomes a command with one flag for each field of `config`.
 
-    Values come from the defaults, then the YAML file of --config, then HYENA_<FIELD> in the environment, then the flags.
+    Values come from the defaults, then the YAML file of --config, then HYENA_<FIELD> in the environment, then flags.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function).parameters.values())[1:]
+        fields = dataclasses.fields(config)  # type: ignore[arg-type]
 
         def command(context: typer.Context, **given: Any) -> None:
             names = {parameter.name for parameter in own}
-            fields = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-            flags = {name: given[name] for name in fields if _was_given(context, name)}
+            flags = {field.name: given[field.name] for field in fields if _was_given(context, field.name)}
             file = given.pop("config")
             function(parse(config, file, flags), **{name: given[name] for name in names})
 
-        parameters = [_flag(field, text) for field, text in zip(dataclasses.fields(config), _helps(config), strict=True)]  # type: ignore[arg-type]
+        parameters = [_flag(field, text) for field, text in zip(fields, _helps(config), strict=True)]
         file = inspect.Parameter(
             "config",
             inspect.Parameter.KEYWORD_ONLY,
@@ -62,7 +63,8 @@ def takes_config(config: type[Config]) -> Callable[[Callable[..., None]], Callab
         )
         keyword_own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        command.__signature__ = inspect.Signature([context, *parameters, file, *keyword_own])  # type: ignore[attr-defined]
+        signature = inspect.Signature([context, *parameters, file, *keyword_own])
+        command.__signature__ = signature  # type: ignore[attr-defined]
         command.__doc__, command.__name__ = function.__doc__, function.__name__
         command.command_class = ManyValues  # type: ignore[attr-defined]
         return command
@@ -105,37 +107,30 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _flag(field: "dataclasses.Field[Any]", text: str) -> inspect.Parameter:
-    kind = field.type if not isinstance(field.type, str) else eval(field.type)  # noqa: S307 - our own annotations
-    annotation, default = _option_type(kind), field.default
-    if isinstance(default, tuple) and not default:
-        default = None
+    kind: Any = field.type
+    many = get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
+    flag = field.name.replace("_", "-")
     option = typer.Option(
-        f"--{field.name.replace('_', '-')}" + (f"/--no-{field.name.replace('_', '-')}" if _is_bool(kind) else ""),
+        f"--{flag}/--no-{flag}" if kind is bool or bool in get_args(kind) else f"--{flag}",
         *(["-o"] if field.name == "out" else []),
+        metavar="VALUE..." if many else None,
         help=text,
         envvar=f"HYENA_{field.name.upper()}",
         show_envvar=False,
     )
     return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[annotation, option]
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default or None if many else field.default,
+        annotation=typing.Annotated[list[get_args(kind)[0]] | None if many else kind, option],  # type: ignore[misc]
     )
-
-
-def _option_type(kind: Any) -> Any:
-    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
-        return list[get_args(kind)[0]] | None  # type: ignore[misc]
-    return kind
-
-
-def _is_bool(kind: Any) -> bool:
-    return kind is bool or bool in get_args(kind)
 
 
 def _helps(config: type[Any]) -> list[str]:
     """The docstring under each field, in order."""
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]).body
     helps = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             helps[statement.target.id] = " ".join(str(following.value.value).split())

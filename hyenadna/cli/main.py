@@ -67,15 +67,24 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             _fail(error, error.exit_code, debug)
         except Exception as error:
             # torch says it in its own class on a GPU and in words on a CPU
-            if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "not enough memory" in str(error):
-                lacking = OutOfMemory("out of memory; take a shorter length or smaller batches (hyena estimate says how much)")
+            if (
+                isinstance(error, MemoryError)
+                or "out of memory" in str(error).lower()
+                or "not enough memory" in str(error)
+            ):
+                lacking = OutOfMemory(
+                    "out of memory; take a shorter length or smaller batches (hyena estimate says how much)"
+                )
                 _fail(lacking, lacking.exit_code, debug)
             _fail(f"{type(error).__name__}: {error} (this is a defect; --debug shows where)", 1, debug)
 
     flags = (("quiet", "No progress and no notices."), ("debug", "A traceback when something fails."))
     parameters = [
         inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, typer.Option(f"--{name}", help=text)]
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option(f"--{name}", help=text)],
         )
         for name, text in flags
     ]

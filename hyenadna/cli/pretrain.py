@@ -19,11 +19,11 @@ def pretrain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pretrain a model on FASTA files; the same command continues a run that stopped. Example: hyena pretrain --tokens 1e6"""
-    from hyenadna.pretrain import train
+    """Pretrain a model on FASTA files, or continue a run that stopped. Example: hyena pretrain --tokens 1e6"""
+    from hyenadna.pretrain import plan, train
 
     if dry_run:
-        report = train.dry_run(config)
+        report = plan.dry_run(config)
         typer.echo(json.dumps(report, indent=2) if as_json else report["text"])
         return
     folder = train.pretrain(config, overwrite=overwrite)

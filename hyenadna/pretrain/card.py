@@ -11,9 +11,7 @@ from hyenadna.pretrain.estimate import parameters
 from hyenadna.pretrain.run_folder import Best
 
 
-def training_provenance(
-    config: PretrainConfig, corpus: Corpus, best: Best, steps: int, threads: int
-) -> dict[str, Any]:
+def training_provenance(config: PretrainConfig, corpus: Corpus, best: Best, steps: int, threads: int) -> dict[str, Any]:
     """What config.json says of a model's training, under `training`."""
     return {
         "hyenadna": __version__,
@@ -56,8 +54,8 @@ def model_card(model: HyenaConfig, config: PretrainConfig, corpus: Corpus, best:
     )
     return f"""# HyenaDNA {config.size}, {config.max_length:,} bases of context
 
-A causal language model of DNA with one token a nucleotide: {model.n_layer} layers ({model.layers}), width {model.d_model},
-{parameters(model):,} parameters. Pretrained with hyenadna {__version__}.
+A causal language model of DNA with one token a nucleotide: {model.n_layer} layers ({model.layers}), width
+{model.d_model}, {parameters(model):,} parameters. Pretrained with hyenadna {__version__}.
 
 ## Data
 
@@ -65,22 +63,22 @@ A causal language model of DNA with one token a nucleotide: {model.n_layer} laye
 |---|---|---|---|---|
 {data}
 
-Split: {corpus.genomes[0].split.rule}. The intervals are in `split.json`; no weight has seen valid or test, but valid chose
-this checkpoint.
+Split: {corpus.genomes[0].split.rule}.
+The intervals are in `split.json`; no weight has seen valid or test, but valid chose this checkpoint.
 
 ## Training
 
     {command(config)}
 
-Step {best.step:,} of {steps:,}, the one with the best validation: {best.bits_per_base:.4f} bits per base on the valid part.
-Windows grew from {config.warmup_from:,} to {config.max_length:,} bases.
+Step {best.step:,} of {steps:,}, the one with the best validation: {best.bits_per_base:.4f} bits per base on windows
+of the valid part. Windows grew from {config.warmup_from:,} to {config.max_length:,} bases.
 
 ## Use
 
     hyena evaluate -m THIS_FOLDER --fasta GENOME
 
-Measure it on the test part, beside Markov models, before relying on it. It knows the genomes above and nothing else; its
-likelihoods say what is usual in them, not what is healthy or functional.
+Measure it on the test part, beside Markov models, before relying on it. It knows the genomes above and nothing else;
+its likelihoods say what is usual in them, not what is healthy or functional.
 
 ## Licence
 

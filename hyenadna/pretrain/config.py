@@ -8,14 +8,29 @@ from hyenadna.errors import UsageError
 from hyenadna.model.config import Size
 
 DOES_NOT_CHANGE_THE_MODEL = frozenset(
-    {"out", "devices", "nodes", "device", "threads", "checkpoint_every", "keep_last", "logger", "checkpoint_activations"}
+    {
+        "out",
+        "devices",
+        "nodes",
+        "device",
+        "threads",
+        "checkpoint_every",
+        "keep_last",
+        "logger",
+        "checkpoint_activations",
+    }
 )
 """Fields that may differ when a run is resumed."""
+
+_AT_LEAST_ONE = (
+    "max_length", "warmup_from", "warmup_steps", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
+    "valid_tokens", "checkpoint_every", "keep_last", "devices", "nodes", "threads",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A pretraining run. Fields that are None are set to what suits the data and the machine, and printed.
+    """A pretraining run. Fields that are None are set to what suits the machine, and printed.
 
     Raises
     ------
@@ -40,7 +55,7 @@ class PretrainConfig:
     warmup_steps: int | None = None
     """Steps of each stage before the longest context, instead of a share."""
     batch_tokens: int | None = None
-    """Tokens of an optimizer step, over all devices (default: 4,096 on a CPU, 262,144 on a GPU, or one window)."""
+    """Tokens of an optimizer step, over all devices (default: 4,096 on a CPU, 262,144 on a GPU, or a window)."""
     micro_batch_tokens: int | None = None
     """Tokens that a device works on at once; smaller needs less memory (default: what fits)."""
     steps: int | None = None
@@ -70,7 +85,7 @@ class PretrainConfig:
     max_n_share: float = 0.05
     """Windows with a larger share of bases that are not A, C, G or T are skipped."""
     contigs: str | None = None
-    """Contigs to use: a regular expression, or 'all' (default: leaves out alternates, decoys, unplaced and the like)."""
+    """Contigs to use: a regular expression, or 'all' (default: no alternates, decoys, unplaced and the like)."""
     valid_contigs: tuple[str, ...] = ()
     """Contigs held out for validation, instead of hashed blocks."""
     test_contigs: tuple[str, ...] = ()
@@ -78,8 +93,8 @@ class PretrainConfig:
     split_bed: Path | None = None
     """BED file whose fourth column says train, valid or test, instead of hashed blocks."""
     valid_every: int | None = None
-    """Steps between validations at the longest context (default: a twentieth of the run)."""
-    valid_tokens: int = 262_144
+    """Steps between validations at the longest context (default: a tenth of the run)."""
+    valid_tokens: int = 131_072
     """Tokens of a validation, always the same ones."""
     checkpoint_every: int | None = None
     """Steps between checkpoints (default: a twentieth of the run)."""
@@ -109,8 +124,7 @@ class PretrainConfig:
             raise UsageError("both --warmup-share and --warmup-steps are given; leave one out")
         if self.split_bed is not None and (self.valid_contigs or self.test_contigs):
             raise UsageError("both --split-bed and held-out contigs are given; leave one out")
-        for name in ("max_length", "warmup_from", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
-                     "checkpoint_every", "keep_last", "devices", "nodes", "threads", "valid_tokens"):  # fmt: skip
+        for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

@@ -80,7 +80,9 @@ class Corpus:
         lines = []
         for genome in self.genomes:
             split = genome.split
-            lines.append(f"{genome.pack.source}: {len(genome.pack.names)} contigs, {sum(genome.pack.lengths.values()):,} bases")
+            lines.append(
+                f"{genome.pack.source}: {len(genome.pack.names)} contigs, {sum(genome.pack.lengths.values()):,} bases"
+            )
             for part in ("train", "valid", "test"):
                 gc = split.gc[part]
                 share = "" if gc is None else f", GC {gc:.1%}"

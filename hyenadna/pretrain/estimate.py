@@ -1,11 +1,19 @@
 """Memory and time of a run, counted from the architecture before anything is allocated."""
 
 import dataclasses
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from hyenadna.model.config import HyenaConfig
+from hyenadna.model.language_model import HyenaDNA
 
 _BASE_BYTES = 400 << 20
 """What Python and torch hold before there is a model (measured on a CPU; a CUDA context takes as much on the GPU)."""
+_WORKING_BYTES = 256 << 20
+"""Arrays that inference fills again and again, group by group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +92,45 @@ def training_flops(config: HyenaConfig, *, length: int) -> float:
     weights = config.n_layer * (4 * D * D + 2 * D * config.d_inner) + config.vocab_rows * D
     transforms = config.n_layer * D * 2 * 2.5 * n * (n.bit_length() - 1) / length
     return 3 * (2 * weights + transforms)
+
+
+def inference_memory(config: HyenaConfig, *, length: int, batch_tokens: int) -> int:
+    """Bytes of a forward pass without gradients in float32.
+
+    Parameters
+    ----------
+    config : HyenaConfig
+    length : int
+        Tokens of each sequence, L.
+    batch_tokens : int
+        B L.
+    """
+    stream = 4 * (4 * config.d_model + config.vocab_rows)
+    filters = length * (4 * 4 * config.filter_order + 8 * config.emb_dim)
+    return 4 * parameters(config) + batch_tokens * stream + filters + _BASE_BYTES + _WORKING_BYTES
+
+
+def training_rate(model: HyenaDNA, inputs: Tensor, targets: Tensor, *, half: bool, seconds: float) -> float:
+    """Tokens a second of forward, backward and AdamW on one batch, measured; the weights do not change.
+
+    Parameters
+    ----------
+    model : HyenaDNA                on the device to measure
+    inputs, targets : Tensor (B, L)
+    half : bool                     whether matrix products are in bfloat16
+    seconds : float                 how long to measure, after a first step that warms up
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    steps, start = -1, 0.0
+    while steps < 1 or time.monotonic() - start < seconds:
+        if steps == 0:
+            start = time.monotonic()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+            logits = model(inputs).logits
+        F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        steps += 1
+    return steps * inputs.numel() / (time.monotonic() - start)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hyenadna.data.sampler import WindowSampler
-from hyenadna.data.tokenizer import IGNORE, SEP
+from hyenadna.data.tokenizer import IGNORE, A, T
 from hyenadna.errors import NotFiniteError
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.pretrain.config import PretrainConfig
@@ -30,7 +30,14 @@ class MicroBatches(IterableDataset[MicroBatch]):
     """
 
     def __init__(
-        self, sampler: WindowSampler, warmup: LengthWarmup, *, first_step: int, micro_batches: int, rank: int, world: int
+        self,
+        sampler: WindowSampler,
+        warmup: LengthWarmup,
+        *,
+        first_step: int,
+        micro_batches: int,
+        rank: int,
+        world: int,
     ) -> None:
         self.sampler, self.warmup, self.first_step = sampler, warmup, first_step
         self.micro_batches, self.rank, self.world = micro_batches, rank, world
@@ -51,12 +58,29 @@ class MicroBatches(IterableDataset[MicroBatch]):
         return (micro_batch * self.world + rank) * count, count, stage.length
 
 
-class PretrainModule(pl.LightningModule):
-    """Next-token prediction with the loss summed over all scored targets of a step before it is divided by their number.
+def nats_of_bases(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood of the targets that are bases, renormalised over A, C, G, T, and their number.
 
-    Lightning averages gradients over ranks and micro-batches, which need not hold equally many scored targets (N is not
-    scored): each micro-batch's loss is therefore divided by its number of positions, and the sum corrected at the end of
-    the step by positions / targets over all ranks.
+    Parameters
+    ----------
+    logits : Tensor (B, L, 16)
+    targets : Tensor (B, L)         IGNORE and SEP do not count
+
+    Returns
+    -------
+    two Tensors ()                  nats and number, float64
+    """
+    base = torch.where(targets >= A, targets - A, IGNORE).flatten()
+    losses = F.cross_entropy(logits[..., A : T + 1].flatten(0, 1), base, ignore_index=IGNORE, reduction="none")
+    return losses.double().sum(), (base >= 0).sum().double()
+
+
+class PretrainModule(pl.LightningModule):
+    """Next-token prediction: the loss of a step is the mean over all scored targets of all ranks and micro-batches.
+
+    Lightning averages gradients over ranks and micro-batches, which need not hold equally many scored targets (N is
+    not scored): each micro-batch's loss is therefore divided by its number of positions, and the sum corrected at the
+    end of the step by positions / targets over all ranks.
 
     Attributes
     ----------
@@ -68,7 +92,13 @@ class PretrainModule(pl.LightningModule):
     """
 
     def __init__(
-        self, model: HyenaDNA, config: PretrainConfig, sampler: WindowSampler, warmup: LengthWarmup, *, micro_batches: int
+        self,
+        model: HyenaDNA,
+        config: PretrainConfig,
+        sampler: WindowSampler,
+        warmup: LengthWarmup,
+        *,
+        micro_batches: int,
     ) -> None:
         super().__init__()
         self.model, self.config, self.sampler, self.warmup = model, config, sampler, warmup
@@ -118,15 +148,14 @@ class PretrainModule(pl.LightningModule):
         micro_batch = batch_idx % self.micro_batches
         # dropout depends on seed, step, micro-batch and rank alone, so that a resumed run draws the same
         torch.manual_seed(hash((self.config.seed, self.step, micro_batch, self.trainer.global_rank)) % 2**63)
-        losses = F.cross_entropy(
-            self.model(inputs).logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        detached, bases = losses.detach().double(), (targets != IGNORE).flatten() & (targets != SEP).flatten()
-        sums = torch.stack([(targets != IGNORE).sum(), bases.sum(), (detached * bases).sum()])
+        logits = self.model(inputs).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        nats, bases = nats_of_bases(logits.detach(), targets)
+        sums = torch.stack([(targets != IGNORE).sum(), bases, nats])
         self._sums = sums if micro_batch == 0 else self._sums + sums
-        if self._not_finite is None and not torch.isfinite(detached.sum()):
+        if self._not_finite is None and not torch.isfinite(loss.detach()):
             self._not_finite = micro_batch
-        return losses.sum() / targets.numel()
+        return loss / targets.numel()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide by the scored targets of all ranks, check, clip, and set the learning rate."""
@@ -160,11 +189,13 @@ class PretrainModule(pl.LightningModule):
         loci = [
             locus
             for index in chosen
-            for locus in self.sampler.describe(self.step, *self.batches.window_range(self.step, index, self.batches.rank))
+            for locus in self.sampler.describe(
+                self.step, *self.batches.window_range(self.step, index, self.batches.rank)
+            )
         ]
         named = ", ".join(loci[:8]) + (f" and {len(loci) - 8} more" if len(loci) > 8 else "")
         what = "gradient" if micro_batch is None else "loss"
         return (
-            f"the {what} of step {self.step + 1} is not finite; its windows on this rank: {named}. The state before that "
-            f"step is saved. Start anew with --overwrite and a lower --lr than {self.config.lr:g}, or a smaller --clip"
+            f"the {what} of step {self.step + 1} is not finite; its windows on this rank: {named}. The state before "
+            f"that step is saved. Start anew with --overwrite and a lower --lr than {self.config.lr:g}, or a smaller --clip"
         )

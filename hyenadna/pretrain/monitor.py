@@ -9,15 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 
 from hyenadna.data.sampler import Windows
-from hyenadna.data.tokenizer import IGNORE, SEP, A, T
 from hyenadna.errors import Interrupted
-from hyenadna.progress import Job
 from hyenadna.pretrain.config import PretrainConfig
-from hyenadna.pretrain.module import PretrainModule
+from hyenadna.pretrain.module import PretrainModule, nats_of_bases
 from hyenadna.pretrain.run_folder import Best, Checkpoint, RunFolder
+from hyenadna.progress import Job
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The last is what SLURM sends when the job's time runs out."""
@@ -43,7 +41,13 @@ class Monitor(pl.Callback):
         best: Best,
         save_model: Callable[[Best], None],
     ) -> None:
-        self.folder, self.config, self.validation, self.best, self.save_model = folder, config, validation, best, save_model
+        self.folder, self.config, self.validation, self.best, self.save_model = (
+            folder,
+            config,
+            validation,
+            best,
+            save_model,
+        )
         self.signal_number: int | None = None
         self._saved_step = -1
         self._handlers: dict[int, Any] = {}
@@ -53,7 +57,9 @@ class Monitor(pl.Callback):
         module = _module(pl_module)
         self._handlers = {number: signal.signal(number, self._handler(module)) for number in _SIGNALS}
         tokens = _tokens(module, module.step)
-        self._job = Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens) if trainer.is_global_zero else None
+        self._job = (
+            Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens) if trainer.is_global_zero else None
+        )
         self._step_start = time.monotonic()
 
     def on_train_batch_end(
@@ -96,14 +102,10 @@ class Monitor(pl.Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for first in range(trainer.global_rank * rows, len(inputs), trainer.world_size * rows):
                 chosen = slice(first, first + rows)
-                batch = torch.from_numpy(inputs[chosen]).to(module.device)
-                target = torch.from_numpy(targets[chosen]).to(module.device).flatten()
-                target = torch.where(target == SEP, IGNORE, target - A)
-                logits = module.model(batch).logits[..., A : T + 1].flatten(0, 1)
-                sums[0] += F.cross_entropy(logits, target.clamp(min=IGNORE), ignore_index=IGNORE, reduction="sum").double()
-                sums[1] += (target >= 0).sum()
+                batch, target = (torch.from_numpy(array[chosen]).to(module.device) for array in (inputs, targets))
+                sums += torch.stack(nats_of_bases(module.model(batch).logits, target))
         module.model.train()
-        nats, bases = trainer.strategy.reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        nats, bases = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return float(nats / max(bases, 1) / math.log(2))
 
     def save(self, module: PretrainModule) -> None:
@@ -137,7 +139,9 @@ class Monitor(pl.Callback):
             logger.log_metrics({name: value for name, value in row.items() if not math.isnan(value)}, module.step)
         if self._job is not None:
             stage = module.warmup.at(module.step - 1)
-            detail = f"step {module.step:,}/{module.warmup.steps:,}  L {stage.length:,}  {module.train_bits:.4f} bits/base"
+            detail = (
+                f"step {module.step:,}/{module.warmup.steps:,}  L {stage.length:,}  {module.train_bits:.4f} bits/base"
+            )
             if self.best.step:
                 detail += f"  (best valid {self.best.bits_per_base:.4f})"
             self._job.advance(stage.windows * stage.length, detail)
@@ -157,7 +161,8 @@ class Monitor(pl.Callback):
 
 def _tokens(module: PretrainModule, steps: int) -> int:
     return sum(
-        stage.windows * stage.length * max(0, min(stage.steps, steps - stage.first_step)) for stage in module.warmup.stages
+        stage.windows * stage.length * max(0, min(stage.steps, steps - stage.first_step))
+        for stage in module.warmup.stages
     )
 
 

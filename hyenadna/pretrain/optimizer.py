@@ -12,7 +12,8 @@ def adamw(model: HyenaDNA, *, lr: float, weight_decay: float, betas: tuple[float
 
     Nguyen et al. 2023, table A.1 (weight decay 0 for the Hyena filters).
     """
-    filters, others = [], []
+    filters: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (filters if "implicit_filter" in name else others).append(parameter)
     groups = [{"params": filters, "weight_decay": 0.0}, {"params": others, "weight_decay": weight_decay}]

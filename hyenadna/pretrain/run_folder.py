@@ -1,10 +1,10 @@
 """The folder of a run: what it holds, who may use it, and where a run continues.
 
-    training.yaml       the run, with every default filled in; `hyena pretrain --config` runs it again
-    metrics.csv         a line a step
-    curves.png          the same, drawn
-    model/              the model folder with the best validation so far
-    checkpoints/        step-00000020.ckpt: weights, optimizer, and the best validation so far
+training.yaml       the run, with every default filled in; `hyena pretrain --config` runs it again
+metrics.csv         a line a step
+curves.png          the same, drawn
+model/              the model folder with the best validation so far
+checkpoints/        step-00000020.ckpt: weights, optimizer, and the best validation so far
 """
 
 import csv
@@ -26,7 +26,8 @@ from hyenadna.files import atomic_write, lock, restore_folder, write_text
 from hyenadna.pretrain.config import PretrainConfig, differing_fields
 
 METRICS = (
-    "step", "length", "tokens", "bits_per_base", "gradient_norm", "learning_rate", "nt_per_second", "valid_bits_per_base"
+    "step", "length", "tokens", "bits_per_base", "gradient_norm", "learning_rate", "nt_per_second",
+    "valid_bits_per_base",
 )  # fmt: skip
 _OURS = ("training.yaml", "metrics.csv", "curves.png", "model", "checkpoints", ".model.old", ".lock", "logs")
 
@@ -77,7 +78,9 @@ class RunFolder:
         foreign = [entry.name for entry in self.path.iterdir() if entry.name not in _OURS]
         if not self.training.exists():
             if foreign:
-                raise RunFolderError(f"{self.path} holds {', '.join(sorted(foreign)[:5])}; name a new or an empty folder")
+                raise RunFolderError(
+                    f"{self.path} holds {', '.join(sorted(foreign)[:5])}; name a new or an empty folder"
+                )
             self._clear()
             write_text(self.training, to_yaml(config))
             return None
@@ -90,6 +93,10 @@ class RunFolder:
             )
         checkpoints = self.saved()
         return checkpoints[-1] if checkpoints else None
+
+    def stored(self) -> PretrainConfig | None:
+        """The configuration of the run that the folder holds, if any."""
+        return read_yaml(self.training) if self.training.exists() else None
 
     def saved(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -126,17 +133,21 @@ class RunFolder:
     def result(self) -> dict[str, Any]:
         """What a finished run came to: where things are, and the validation that chose the model."""
         rows = read_metrics(self.metrics)
-        best = min((row for row in rows if not math.isnan(row["valid_bits_per_base"])), key=lambda row: row["valid_bits_per_base"])
+        best = min(
+            (row for row in rows if not math.isnan(row["valid_bits_per_base"])),
+            key=lambda row: row["valid_bits_per_base"],
+        )
+        bits, step = best["valid_bits_per_base"], int(best["step"])
         text = (
             f"model     {self.model}\ncurves    {self.curves}\nmetrics   {self.metrics}\n"
-            f"valid     {best['valid_bits_per_base']:.4f} bits per base at step {best['step']:.0f} of {rows[-1]['step']:.0f}\n"
+            f"valid     {bits:.4f} bits per base at step {step:,} of {rows[-1]['step']:,.0f}\n"
             f"next      hyena evaluate -m {self.model}"
         )
         return {
             "text": text,
             "model": str(self.model),
-            "step": int(best["step"]),
-            "valid_bits_per_base": best["valid_bits_per_base"],
+            "step": step,
+            "valid_bits_per_base": bits,
         }
 
     def _clear(self) -> None:
@@ -189,7 +200,9 @@ def read_yaml(path: Path) -> PretrainConfig:
     try:
         return TypeAdapter(PretrainConfig).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{path} is no configuration of a pretraining run: {' '.join(str(error).split())}") from error
+        raise RunFolderError(
+            f"{path} is no configuration of a pretraining run: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _cell(value: float) -> str:

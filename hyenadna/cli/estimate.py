@@ -1,0 +1,79 @@
+"""`hyena estimate`."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from hyenadna.model.config import Size
+
+_MEASURED_LENGTH = 8192
+
+
+def estimate(
+    size: Annotated[Size, typer.Option(help="Depth and width, by the name of a published model.")] = "tiny-1k",
+    max_length: Annotated[
+        int | None, typer.Option(help="Context in bases (default: that of the size).", show_default=False)
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens that a device works on at once (default: one window).", show_default=False),
+    ] = None,
+    tokens: Annotated[float, typer.Option(help="Tokens of the whole run.")] = 1e9,
+    dtype: Annotated[str, typer.Option(help="Of the matrix products: float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="Device to measure: auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Say what memory and time a run needs, before it starts. Example: hyena estimate --size large-1m"""
+    import torch
+
+    from hyenadna.errors import UsageError
+    from hyenadna.machine import torch_device
+    from hyenadna.model.config import named_size
+    from hyenadna.model.language_model import HyenaDNA
+    from hyenadna.pretrain import estimate as counted
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: allowed are float32 and bfloat16")
+    config = named_size(size, max_length=max_length)
+    length, half = config.filter_length - 2, dtype == "bfloat16"
+    batch = max(batch_tokens or length, length)
+    # the rate is measured at a length that takes seconds, and scaled by the operations of a token
+    short = min(length, _MEASURED_LENGTH)
+    model = HyenaDNA(named_size(size, max_length=short)).to(torch_device(device))
+    inputs = torch.randint(7, 11, (max(1, min(batch, _MEASURED_LENGTH) // short), short), device=model.device)
+    rate = counted.training_rate(model, inputs, inputs, half=half, seconds=2.0)
+    rate *= counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
+    memory = {
+        name: counted.training_memory(
+            config, length=length, micro_batch_tokens=batch, half=half, checkpoint_activations=checkpoint
+        ).total
+        for name, checkpoint in (("training", False), ("training, recomputing blocks", True))
+    }
+    report = {
+        "size": size,
+        "length": length,
+        "batch_tokens": batch,
+        "parameters": counted.parameters(config),
+        "memory_bytes": memory | {"inference": counted.inference_memory(config, length=length, batch_tokens=batch)},
+        "device": str(model.device),
+        "training_nt_per_second": rate,
+        "seconds": tokens / rate,
+        "tokens": tokens,
+    }
+    typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+
+
+def _text(report: dict[str, Any]) -> str:
+    from hyenadna.progress import duration, quantity
+
+    rows = {
+        "model": f"{report['size']}, {report['parameters']:,} parameters, {report['length']:,} bases of context",
+        "batch": f"{report['batch_tokens']:,} tokens at once on one device",
+    }
+    rows |= {f"memory, {name}": f"{value / 1e9:.2f} GB" for name, value in report["memory_bytes"].items()}
+    rows["speed"] = f"about {quantity(report['training_nt_per_second'])}nt/s of training on {report['device']}"
+    rows["time"] = f"about {duration(report['seconds'])} for {report['tokens']:,.0f} tokens on one device"
+    width = max(map(len, rows)) + 2
+    lines = [f"{name:<{width}}{value}" for name, value in rows.items()]
+    return "\n".join([*lines, "These are estimates; hyena pretrain --dry-run measures."])
