@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -15,8 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from hyenadna import __version__
-from hyenadna.errors import HyenaError, Interrupted, OutOfMemory
-from hyenadna.progress import set_quiet
+from hyenadna.errors import HyenaError, HyenaWarning, Interrupted, OutOfMemory
+from hyenadna.progress import notice, set_quiet
 
 VERBS = {
     "pretrain": "hyenadna.cli.pretrain:pretrain",
@@ -57,6 +58,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*, quiet: bool, debug: bool, **given: Any) -> None:
         set_quiet(quiet)
+        warnings.showwarning = _show_warning
         try:
             function(**given)
             sys.stdout.flush()
@@ -99,6 +101,12 @@ def _fail(error: BaseException | str, code: int, debug: bool) -> NoReturn:
         traceback.print_exc()
     print(f"hyena: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    # those of other packages are for developers
+    if issubclass(category, HyenaWarning):
+        notice(f"hyena: warning: {message}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

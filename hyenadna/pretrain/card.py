@@ -5,7 +5,7 @@ from typing import Any
 
 from hyenadna import __version__
 from hyenadna.model.config import HyenaConfig
-from hyenadna.pretrain.config import PretrainConfig
+from hyenadna.pretrain.config import DOES_NOT_CHANGE_THE_MODEL, PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.estimate import parameters
 from hyenadna.pretrain.run_folder import Best
@@ -34,7 +34,7 @@ def command(config: PretrainConfig) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = field.name.replace("_", "-")
-        if value == field.default or value is None or field.name in ("out", "threads"):
+        if value == field.default or value is None or field.name in DOES_NOT_CHANGE_THE_MODEL:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
