@@ -58,7 +58,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*, quiet: bool, debug: bool, **given: Any) -> None:
         set_quiet(quiet)
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             function(**given)
             sys.stdout.flush()

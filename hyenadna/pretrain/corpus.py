@@ -9,7 +9,8 @@ from hyenadna.data.intervals import kept_contigs, read_bed
 from hyenadna.data.packed import Pack, packed
 from hyenadna.data.sampler import Source, Windows, WindowSampler, validation_windows
 from hyenadna.data.splits import Split, bed_split, contig_split, hashed_split, splits_to_json
-from hyenadna.errors import UsageError
+from hyenadna.data.tokenizer import A
+from hyenadna.errors import InputError, UsageError
 from hyenadna.pretrain.config import PretrainConfig
 
 
@@ -69,7 +70,10 @@ class Corpus:
         """The windows of a validation, the same throughout the run."""
         sources = [Source(genome.pack, genome.split.valid, genome.weight) for genome in self.genomes]
         count = max(1, config.valid_tokens // max_length)
-        return validation_windows(sources, max_length, count, n_token="n", soft_mask=config.soft_mask)
+        windows = validation_windows(sources, max_length, count, n_token="n", soft_mask=config.soft_mask)
+        if not (windows.targets >= A).any():
+            raise InputError("no base of the valid part can be scored; hold out other contigs or another BED")
+        return windows
 
     def split_json(self) -> dict[str, Any]:
         """The splits, as they are stored with the model."""

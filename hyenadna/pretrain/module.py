@@ -197,5 +197,5 @@ class PretrainModule(pl.LightningModule):
         what = "gradient" if micro_batch is None else "loss"
         return (
             f"the {what} of step {self.step + 1} is not finite; its windows on this rank: {named}. The state before "
-            f"that step is saved. Start anew with --overwrite and a lower --lr than {self.config.lr:g} or a smaller --clip"
+            f"that step is saved. Start anew with --overwrite, and a lower --lr than {self.config.lr:g} or less --clip"
         )

@@ -51,15 +51,15 @@ class Monitor(pl.Callback):
         self.signal_number: int | None = None
         self._saved_step = -1
         self._handlers: dict[int, Any] = {}
+        self._job: Job | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning set its own handlers."""
         module = _module(pl_module)
         self._handlers = {number: signal.signal(number, self._handler(module)) for number in _SIGNALS}
         tokens = _tokens(module, module.step)
-        self._job = (
-            Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens) if trainer.is_global_zero else None
-        )
+        if trainer.is_global_zero:
+            self._job = Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens)
         self._step_start = time.monotonic()
 
     def on_train_batch_end(
@@ -85,12 +85,16 @@ class Monitor(pl.Callback):
         module.busy = False
         self._step_start = time.monotonic()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """As at a normal end."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back and take the progress off the terminal."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if getattr(self, "_job", None) is not None:
-            assert self._job is not None
+        self._handlers = {}
+        if self._job is not None:
             self._job.close()
 
     def validate(self, trainer: pl.Trainer, module: PretrainModule) -> float:

@@ -29,7 +29,8 @@ METRICS = (
     "step", "length", "tokens", "bits_per_base", "gradient_norm", "learning_rate", "nt_per_second",
     "valid_bits_per_base",
 )  # fmt: skip
-_OURS = ("training.yaml", "metrics.csv", "curves.png", "model", "checkpoints", ".model.old", ".lock", "logs")
+_OURS = ("metrics.csv", "curves.png", "model", "checkpoints", "logs", "training.yaml")
+"""What a new start removes; the last says that the folder is a run's, and goes last."""
 
 
 class Best(NamedTuple):
@@ -72,16 +73,16 @@ class RunFolder:
         ------
         RunFolderError          the folder holds something else, or a run with another configuration
         """
-        if overwrite:
-            self._clear()
-        restore_folder(self.model)
-        foreign = [entry.name for entry in self.path.iterdir() if entry.name not in _OURS]
+        if self.training.exists():
+            restore_folder(self.model)
+            if overwrite:
+                self._clear()
         if not self.training.exists():
+            foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name != ".lock")
             if foreign:
                 raise RunFolderError(
-                    f"{self.path} holds {', '.join(sorted(foreign)[:5])}; name a new or an empty folder"
+                    f"{self.path} holds {', '.join(foreign[:5])} and no run; name a new or an empty folder by --out"
                 )
-            self._clear()
             write_text(self.training, to_yaml(config))
             return None
         differing = differing_fields(config, read_yaml(self.training))
@@ -155,7 +156,7 @@ class RunFolder:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
-            elif name != ".lock":
+            else:
                 path.unlink(missing_ok=True)
 
 

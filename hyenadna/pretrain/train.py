@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from hyenadna import plots
-from hyenadna.errors import Interrupted, NotFiniteError
+from hyenadna.errors import Interrupted, MissingExtra, NotFiniteError
 from hyenadna.machine import torch_device
 from hyenadna.pretrain.card import model_card, training_provenance
 from hyenadna.pretrain.config import PretrainConfig
@@ -165,9 +165,15 @@ def _logger(config: PretrainConfig) -> Any:
         case "csv":
             return False
         case "tensorboard":
-            return pl.loggers.TensorBoardLogger(config.out, name="logs")
+            logger, options = pl.loggers.TensorBoardLogger, {"save_dir": config.out, "name": "logs"}
         case "wandb":
-            return pl.loggers.WandbLogger(save_dir=config.out / "logs")
+            logger, options = pl.loggers.WandbLogger, {"save_dir": config.out / "logs"}
+    try:
+        return logger(**options)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"--logger {config.logger}: install the '{config.logger}' extra: pip install hyenadna[{config.logger}]"
+        ) from error
 
 
 def is_main_process() -> bool:
