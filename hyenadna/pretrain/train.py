@@ -161,15 +161,14 @@ def _trainer(config: PretrainConfig, monitor: Monitor, micro_batches: int, resum
 
 
 def _logger(config: PretrainConfig) -> Any:
-    match config.logger:
-        case "csv":
-            return False
-        case "tensorboard":
-            logger, options = pl.loggers.TensorBoardLogger, {"save_dir": config.out, "name": "logs"}
-        case "wandb":
-            logger, options = pl.loggers.WandbLogger, {"save_dir": config.out / "logs"}
     try:
-        return logger(**options)
+        match config.logger:
+            case "csv":
+                return False
+            case "tensorboard":
+                return pl.loggers.TensorBoardLogger(config.out, name="logs")
+            case "wandb":
+                return pl.loggers.WandbLogger(save_dir=config.out / "logs")
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"--logger {config.logger}: install the '{config.logger}' extra: pip install hyenadna[{config.logger}]"
