@@ -35,6 +35,9 @@ def estimate(
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype}: allowed are float32 and bfloat16")
+    for flag, value in (("--max-length", max_length), ("--batch-tokens", batch_tokens), ("--tokens", tokens)):
+        if value is not None and not 1 <= value < float("inf"):
+            raise UsageError(f"{flag} is {value}; it must be at least 1, and finite")
     config = named_size(size, max_length=max_length)
     length, half = config.filter_length - 2, dtype == "bfloat16"
     batch = max(batch_tokens or length, length)

@@ -1,6 +1,7 @@
 """What a pretraining run is told to do; each field's text is its help."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -134,6 +135,14 @@ class PretrainConfig:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; allowed are 0 up to but not including 1")
         if self.max_length is not None and self.max_length < 2:
             raise UsageError(f"--max-length is {self.max_length}; a context needs at least 2 bases")
+        for name in ("lr", "clip", "weight_decay", "tokens"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"--betas are {self.betas}; allowed are 0 up to but not including 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed is {self.seed}; allowed are 0 to 2^63 - 1")
         if (self.lr is not None and self.lr <= 0) or self.clip <= 0 or self.weight_decay < 0:
             raise UsageError("--lr and --clip must be above 0, --weight-decay at least 0")
 

@@ -39,11 +39,13 @@ class Corpus:
         Raises
         ------
         FastaError, IntervalError, InputError       a file that cannot be used; see `hyenadna.data`
-        UsageError                                  a weight that is no positive number
+        UsageError                                  a weight that is no positive number, or files with and without
         """
         genomes = []
-        for argument in config.fasta or (str(ecoli()),):
-            path, weight = _path_and_weight(argument)
+        given = [_path_and_weight(argument) for argument in config.fasta or (str(ecoli()),)]
+        if len({weight is None for _, weight in given}) > 1:
+            raise UsageError("--fasta has files with a weight and files without; give all of them one, or none")
+        for path, weight in given:
             pack = packed(path)
             contigs = kept_contigs(pack.lengths, config.contigs)
             if config.split_bed is not None:

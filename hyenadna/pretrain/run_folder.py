@@ -21,7 +21,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hyenadna.errors import CheckpointError, RunFolderError
+from hyenadna.errors import CheckpointError, RunFolderError, WriteError
 from hyenadna.files import atomic_write, lock, restore_folder, write_text
 from hyenadna.pretrain.config import PretrainConfig, differing_fields
 
@@ -31,6 +31,8 @@ METRICS = (
 )  # fmt: skip
 _OURS = ("metrics.csv", "curves.png", "model", "checkpoints", "logs", "training.yaml")
 """What a new start removes; the last says that the folder is a run's, and goes last."""
+_TEMPORARY = re.compile(r"\.(training\.yaml|metrics\.csv|curves\.png|model|step-\d+\.ckpt)\.[0-9a-f]{12}\.tmp")
+"""What a killed process was writing."""
 
 
 class Best(NamedTuple):
@@ -73,6 +75,7 @@ class RunFolder:
         ------
         RunFolderError          the folder holds something else, or a run with another configuration
         """
+        self._sweep()
         if self.training.exists():
             restore_folder(self.model)
             if overwrite:
@@ -125,11 +128,17 @@ class RunFolder:
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add a line to metrics.csv."""
         new = not self.metrics.exists()
-        with self.metrics.open("a", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, METRICS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow({name: _cell(value) for name, value in row.items()})
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, METRICS, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow({name: _cell(value) for name, value in row.items()})
+        except OSError as error:
+            raise WriteError(
+                f"{self.metrics} could not be written: {error.strerror or error}; free some space, then run the same "
+                "command again: it continues from the last checkpoint"
+            ) from error
 
     def result(self) -> dict[str, Any]:
         """What a finished run came to: where things are, and the validation that chose the model."""
@@ -150,6 +159,12 @@ class RunFolder:
             "step": step,
             "valid_bits_per_base": bits,
         }
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in (*self.path.iterdir(), *self.checkpoints.glob(".*")):
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _clear(self) -> None:
         for name in _OURS:
