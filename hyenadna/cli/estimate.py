@@ -27,17 +27,12 @@ def estimate(
     """Say what memory and time a run needs, before it starts. Example: hyena estimate --size large-1m"""
     import torch
 
-    from hyenadna.errors import UsageError
     from hyenadna.machine import torch_device
     from hyenadna.model.config import named_size
     from hyenadna.model.language_model import HyenaDNA
     from hyenadna.pretrain import estimate as counted
 
-    if dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--dtype {dtype}: allowed are float32 and bfloat16")
-    for flag, value in (("--max-length", max_length), ("--batch-tokens", batch_tokens), ("--tokens", tokens)):
-        if value is not None and not 1 <= value < float("inf"):
-            raise UsageError(f"{flag} is {value}; it must be at least 1, and finite")
+    _check(dtype, {"--max-length": max_length, "--batch-tokens": batch_tokens, "--tokens": tokens})
     config = named_size(size, max_length=max_length)
     length, half = config.filter_length - 2, dtype == "bfloat16"
     batch = max(batch_tokens or length, length)
@@ -65,6 +60,16 @@ def estimate(
         "tokens": tokens,
     }
     typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+
+
+def _check(dtype: str, numbers: dict[str, float | None]) -> None:
+    from hyenadna.errors import UsageError
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: allowed are float32 and bfloat16")
+    for flag, value in numbers.items():
+        if value is not None and not 1 <= value < float("inf"):
+            raise UsageError(f"{flag} is {value}; it must be at least 1, and finite")
 
 
 def _text(report: dict[str, Any]) -> str:

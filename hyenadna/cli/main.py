@@ -68,12 +68,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         except (HyenaError, Interrupted) as error:
             _fail(error, error.exit_code, debug)
         except Exception as error:
-            # torch says it in its own class on a GPU and in words on a CPU
-            if (
-                isinstance(error, MemoryError)
-                or "out of memory" in str(error).lower()
-                or "not enough memory" in str(error)
-            ):
+            if _out_of_memory(error):
                 lacking = OutOfMemory(
                     "out of memory; take a shorter length or smaller batches (hyena estimate says how much)"
                 )
@@ -94,6 +89,12 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *parameters])  # type: ignore[attr-defined]
     command.guarded = True  # type: ignore[attr-defined]
     return command
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch says it in its own class on a GPU and in words on a CPU
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
 
 
 def _fail(error: BaseException | str, code: int, debug: bool) -> NoReturn:

@@ -104,7 +104,8 @@ class RunFolder:
 
     def saved(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return sorted(path for path in self.checkpoints.glob("step-*.ckpt") if re.fullmatch(r"step-\d{8,}", path.stem))
+        found = [path for path in self.checkpoints.glob("step-*.ckpt") if re.fullmatch(r"step-\d{8,}", path.stem)]
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
 
     def save(self, checkpoint: Checkpoint, keep_last: int) -> None:
         """Write a checkpoint, then drop those beyond the last ones."""
@@ -186,8 +187,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         values = torch.load(path, map_location="cpu", weights_only=True)
         return Checkpoint(**values | {"best": Best(*values["best"])})
     except Exception as error:  # a damaged file fails in torch's reader in many ways, all of which mean this
+        # torch's own words would recommend to run what is pickled there
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({error}); delete it to continue from the one before"
+            f"{path} cannot be read as a checkpoint: it is damaged; delete it to go on from the one before"
         ) from error
 
 
