@@ -2,9 +2,9 @@
 
     y[b, d, t] = post[b, d, t] (skip[d] u[b, d, t] + sum over s <= t of h[d, t - s] u[b, d, s]),   u = v pre
 
-Poli et al. 2023, section 3.2 with N = 2. The circular product is made linear by zero padding to n >= 2 L - 1, where n is
-the next even number whose only prime factors are 2, 3 and 5: at the published lengths 2 L has large prime factors, and a
-transform of that size costs several times more.
+Poli et al. 2023, section 3.2 with N = 2. The circular product is made linear by zero padding to n >= 2 L - 1, where n
+is the next even number whose only prime factors are 2, 3 and 5: at the published lengths 2 L has large prime factors,
+and a transform of that size costs several times more.
 
 Cost for one (B, D, L) input: three real transforms of length n forward (u, h and the inverse), three more backward (the
 gradient, and the inverses for u and h; the batch is summed in the frequency domain, so h costs one inverse and not B).
@@ -25,7 +25,7 @@ def good_size(minimum: int) -> int:
     Examples
     --------
     >>> good_size(2 * 160_002 - 1)
-    320760
+    324000
     """
     best = 2
     while best < minimum:
@@ -50,25 +50,27 @@ def fft_conv_reference(
     L = v.shape[-1]
     u = v if pre_gate is None else v * pre_gate
     spectrum = torch.fft.rfft(u, n=2 * L) * torch.fft.rfft(h[:, :L], n=2 * L)
-    y = torch.fft.irfft(spectrum, n=2 * L)[..., :L] + skip[:, None] * u
+    y: Tensor = torch.fft.irfft(spectrum, n=2 * L)[..., :L] + skip[:, None] * u
     return y if post_gate is None else y * post_gate
 
 
 class _FFTConv(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, v: Tensor, h: Tensor, skip: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
     ) -> Tensor:
         L, n = v.shape[-1], good_size(2 * v.shape[-1] - 1)
         u = (v if pre_gate is None else v * pre_gate).to(h.dtype)
         u_spectrum, h_spectrum = torch.fft.rfft(u, n=n), torch.fft.rfft(h, n=n)
-        y = torch.fft.irfft(u_spectrum * h_spectrum, n=n)[..., :L]
+        y: Tensor = torch.fft.irfft(u_spectrum * h_spectrum, n=n)[..., :L]
         y.addcmul_(u, skip[:, None])
         ctx.save_for_backward(v, pre_gate, post_gate, skip, u_spectrum, h_spectrum, None if post_gate is None else y)
         return y.to(v.dtype) if post_gate is None else (y * post_gate).to(v.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # the spectra were saved without their own history: the result would be wrong
+            raise UsageError("fft_conv has no second derivative (create_graph=True); fft_conv_reference has")
         v, pre_gate, post_gate, skip, u_spectrum, h_spectrum, y = ctx.saved_tensors
         L, n, dtype = v.shape[-1], good_size(2 * v.shape[-1] - 1), skip.dtype
         grad_post = None if post_gate is None else (grad * y).to(post_gate.dtype)
@@ -114,11 +116,13 @@ def fft_conv(
     tensor([[[3., 2., 1.]]])
     """
     _check(v, h, skip, pre_gate, post_gate)
-    y: Tensor = _FFTConv.apply(v, h[:, : v.shape[-1]], skip, pre_gate, post_gate)
+    y: Tensor = _FFTConv.apply(v, h[:, : v.shape[-1]], skip, pre_gate, post_gate)  # type: ignore[no-untyped-call]
     return y
 
 
-def fft_conv_spectrum(v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
+def fft_conv_spectrum(
+    v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor, *, out: Tensor | None = None
+) -> Tensor:
     """The same as `fft_conv` without gradients and with the filters' spectrum, which inference computes once.
 
     Parameters
@@ -130,11 +134,17 @@ def fft_conv_spectrum(v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tenso
         length of the same n.
     skip : Tensor (D,)
         As for `fft_conv`.
+    out : Tensor (B, D, L), optional
+        Where the result goes, in v's dtype; shares no memory with the inputs.
     """
-    L, n = v.shape[-1], 2 * (spectrum.shape[-1] - 1)
-    u = (v * pre_gate).to(skip.dtype)
-    y = torch.fft.irfft(torch.fft.rfft(u, n=n).mul_(spectrum), n=n)[..., :L]
-    return y.addcmul_(u, skip[:, None]).mul_(post_gate).to(v.dtype)
+    (B, D, L), n = v.shape, 2 * (spectrum.shape[-1] - 1)
+    # the product is written where the transform needs it, with its zeros behind
+    padded = skip.new_empty(B, D, n)
+    padded[..., L:] = 0
+    u = torch.mul(v, pre_gate, out=padded[..., :L])
+    y = torch.fft.irfft(torch.fft.rfft(padded).mul_(spectrum), n=n)[..., :L]
+    y.addcmul_(u, skip[:, None])
+    return torch.mul(y, post_gate, out=torch.empty_like(v) if out is None else out)
 
 
 def _check(v: Tensor, h: Tensor, skip: Tensor, *gates: Tensor | None) -> None:

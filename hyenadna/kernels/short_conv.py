@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyenadna.errors import UsageError
+
 
 def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The same as `short_conv` by torch's grouped convolution."""
@@ -29,12 +31,12 @@ def _shifted_sum(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 class _ShortConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _shifted_sum(x, weight, torch.addcmul(bias[:, None], x, weight[:, -1:]))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         L, M = x.shape[-1], weight.shape[-1]
         grad_x = grad * weight[:, -1:]
@@ -57,12 +59,21 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor (B, C, L)
+    Tensor (B, C, L)            in x's dtype
+
+    Raises
+    ------
+    UsageError                  shapes that do not fit
 
     Examples
     --------
     >>> short_conv(torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]), torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1))
     tensor([[[3., 2., 1., 0.]]])
     """
-    y: Tensor = _ShortConv.apply(x, weight.to(x.dtype), bias.to(x.dtype))
+    if x.dim() != 3 or weight.dim() != 2 or not x.shape[1] == weight.shape[0] == bias.numel() or bias.dim() != 1:
+        raise UsageError(
+            f"short_conv was given x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}; "
+            "it takes x (B, C, L), weight (C, M), bias (C,)"
+        )
+    y: Tensor = _ShortConv.apply(x, weight.to(x.dtype), bias.to(x.dtype))  # type: ignore[no-untyped-call]
     return y

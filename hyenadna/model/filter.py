@@ -1,9 +1,12 @@
 """The implicit long filters: a small sine network of the position, damped by an exponential window."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from hyenadna.kernels.working_set import rows_at_once
 
 _FAST_DECAY, _SLOW_DECAY, _DECAY_TARGET = 0.3, 1.5, 1e-2
 """The window of the fastest channel reaches 1e-2 at 0.3 of the filter's length, that of the slowest at 1.5."""
@@ -54,18 +57,25 @@ class HyenaFilter(nn.Module):
 
     def hidden(self, L: int) -> Tensor:
         """The network's last hidden layer at the first L positions, (L, F)."""
+        positions = torch.arange(L, device=self.bias.device, dtype=torch.float64)
+        # bfloat16 has no digits for the phase of the sines: autocast must not touch this network
+        with torch.autocast(self.bias.device.type, enabled=False):
+            return torch.cat([self._hidden(part) for part in positions.split(8 * rows_at_once(self.bias.device))])
+
+    def _hidden(self, positions: Tensor) -> Tensor:
         dtype, network = self.dtype, self.implicit_filter
-        frequency = network["1"].freq.to(dtype)
-        x = positional_features(L, self.length, self.emb_dim, self.bias.device).to(dtype)
+        frequency = cast(Sine, network["1"]).freq.to(dtype)
+        x = positional_features(positions, self.length, self.emb_dim).to(dtype)
         for index in ("0", "2", "4"):
-            layer = network[index]
+            layer = cast(nn.Linear, network[index])
             x = torch.sin(frequency * torch.addmm(layer.bias.to(dtype), x, layer.weight.to(dtype).T))
         return x
 
     def taps(self, hidden: Tensor, channels: slice) -> Tensor:
         """The filters of some channels, from the hidden layer (L, F): (D', L) with D' channels."""
-        h = self.implicit_filter["6"].weight[channels].to(self.dtype) @ hidden.T
-        return h * self._window(hidden.shape[0], channels)
+        with torch.autocast(self.bias.device.type, enabled=False):
+            h = cast(nn.Linear, self.implicit_filter["6"]).weight[channels].to(self.dtype) @ hidden.T
+        return h.mul_(self._window(hidden.shape[0], channels))
 
     def _window(self, L: int, channels: slice) -> Tensor:
         slow, fast = (math.log(_DECAY_TARGET) / at for at in (_SLOW_DECAY, _FAST_DECAY))
@@ -75,26 +85,28 @@ class HyenaFilter(nn.Module):
         return torch.outer(delta.to(self.dtype), time.to(self.dtype)).exp_().add_(self.shift)
 
 
-def positional_features(L: int, length: int, emb_dim: int, device: torch.device) -> Tensor:
+def positional_features(positions: Tensor, length: int, emb_dim: int) -> Tensor:
     """What the filter network knows of a position: [t, cos(f w), -sin(f w)] for each of (emb_dim - 1) / 2 bands f.
 
     Parameters
     ----------
-    L : int             positions wanted, from 0
-    length : int        T, the filters' full length: t = position / (T - 1), w = 2 pi position / T
-    emb_dim : int       features; the bands lie evenly between 1e-4 and (emb_dim - 1) / 2 - 1
+    positions : Tensor (L,), float64
+        Counted from 0. At a million positions float32 has no digits left for the phase.
+    length : int
+        T, the filters' full length: t = position / (T - 1), w = 2 pi position / T.
+    emb_dim : int
+        Number of features; the bands lie evenly between 1e-4 and (emb_dim - 1) / 2 - 1.
 
     Returns
     -------
-    Tensor (L, emb_dim), float64: at a million positions float32 has no digits left for the phase
+    Tensor (L, emb_dim), float64
 
     Examples
     --------
-    >>> positional_features(2, 5, 3, torch.device("cpu")).shape
+    >>> positional_features(torch.arange(2.0), 5, 3).shape
     torch.Size([2, 3])
     """
     bands = (emb_dim - 1) // 2
-    position = torch.arange(L, device=device, dtype=torch.float64)[:, None]
-    frequency = torch.linspace(1e-4, bands - 1, bands, device=device, dtype=torch.float64)
-    phase = 2 * math.pi / length * position * frequency
-    return torch.cat([position / (length - 1), torch.cos(phase), -torch.sin(phase)], dim=1)
+    frequency = torch.linspace(1e-4, bands - 1, bands, device=positions.device, dtype=torch.float64)
+    phase = 2 * math.pi / length * positions[:, None] * frequency
+    return torch.cat([positions[:, None] / (length - 1), torch.cos(phase), -torch.sin(phase)], dim=1)

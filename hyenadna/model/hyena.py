@@ -1,15 +1,16 @@
 """The Hyena operator of order 2: gated long convolutions between two projections."""
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from hyenadna.kernels.fft_conv import fft_conv, fft_conv_spectrum, good_size
 from hyenadna.kernels.short_conv import short_conv
+from hyenadna.kernels.working_set import channels_at_once, rows_at_once
 from hyenadna.model.filter import HyenaFilter
 
-_GROUP_ELEMENTS = 1 << 22
-"""Inference walks the channels in groups whose working arrays hold about this many numbers: larger ones are mapped
-and unmapped by the allocator at every call, which costs more than the arithmetic."""
 _SPECTRA_BYTES = 128 << 20
 """What each operator may keep of its filters' spectra between calls."""
 
@@ -34,53 +35,51 @@ class HyenaOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D); a position sees itself and those before it."""
         B, L, D = x.shape
-        rows = x.reshape(B * L, D).T  # (D, B L)
-        y = self._mix_with_gradients(rows, B, L) if torch.is_grad_enabled() else self._mix(rows, B, L)
-        return self.out_proj(y.reshape(D, B * L).T).view(B, L, D)
+        rows = x.reshape(B * L, D)
+        mixed = self._mix_with_gradients(rows, B, L) if torch.is_grad_enabled() else self._mix(rows, B, L)
+        y: Tensor = self.out_proj(mixed.reshape(D, B * L).T)
+        return y.view(B, L, D)
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int) -> Tensor:
-        x0, x1, v = self._projections(rows, B, L, slice(None))
+        projected = torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows.T)  # (3 D, B L)
+        weight, bias = self.short_filter.weight.squeeze(1), cast(Tensor, self.short_filter.bias)
+        x0, x1, v = short_conv(projected.view(-1, B, L).transpose(0, 1), weight, bias).chunk(3, dim=1)  # each (B, D, L)
         y = fft_conv(v, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), x1, x0)
         return y.transpose(0, 1)  # (D, B, L)
 
     def _mix(self, rows: Tensor, B: int, L: int) -> Tensor:
+        """The same by groups of channels; their results take the place of what x0 was made from."""
         n = good_size(2 * L - 1)
-        group = max(1, min(self.d_model, _GROUP_ELEMENTS // (B * n)))
-        hidden = None
-        spectra = self._kept_spectra(n)
-        if spectra is None:
-            hidden = self.filter_fn.hidden(min(n // 2, self.filter_fn.length))
+        group = channels_at_once(rows.device, B * n)
+        spectra = self._spectra_of(n)
         skip = self.filter_fn.bias.to(self.filter_fn.dtype)
-        y: Tensor | None = None
+        weight = self.short_filter.weight.view(3, self.d_model, -1)
+        bias = cast(Tensor, self.short_filter.bias).view(3, self.d_model)
+        projected = self._projected(rows).view(3, self.d_model, B, L)
         for first in range(0, self.d_model, group):
-            channels = slice(first, min(first + group, self.d_model))
-            x0, x1, v = self._projections(rows, B, L, channels)
-            if hidden is not None:
-                spectrum = torch.fft.rfft(self.filter_fn.taps(hidden, channels), n=n)
-            else:
-                assert spectra is not None
-                spectrum = spectra[channels]
-            part = fft_conv_spectrum(v, spectrum, skip[channels], x1, x0).transpose(0, 1)
-            if group == self.d_model:
-                return part
-            y = part.new_empty(self.d_model, B, L) if y is None else y
-            y[channels] = part
-        assert y is not None
-        return y
+            channels = slice(first, first + group)
+            source = projected[:, channels].transpose(1, 2)  # (3, B, D', L)
+            x0, x1, v = (short_conv(source[i], weight[i, channels], bias[i, channels]) for i in range(3))
+            fft_conv_spectrum(v, spectra(channels), skip[channels], x1, x0, out=source[0])
+        return projected[0]
 
-    def _projections(self, rows: Tensor, B: int, L: int, channels: slice) -> tuple[Tensor, ...]:
-        # the three parts of each channel lie d_model rows apart
-        def part(parameter: Tensor) -> Tensor:
-            whole = parameter.view(3, self.d_model, *parameter.shape[1:])
-            return whole[:, channels].flatten(0, 1)
+    def _projected(self, rows: Tensor) -> Tensor:
+        """The input projection of (B L, D), transposed: (3 D, B L)."""
+        size = rows_at_once(rows.device) // 2
+        projected = rows.new_empty(3 * self.d_model, len(rows), dtype=self.in_proj(rows[:1]).dtype)
+        for first in range(0, len(rows), size):
+            part = slice(first, first + size)
+            # the product of a few columns, copied, takes half the time of the whole: MKL is slow with long rows
+            projected[:, part] = torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows[part].T)
+        return projected
 
-        projected = torch.addmm(part(self.in_proj.bias)[:, None], part(self.in_proj.weight), rows)  # (3 D', B L)
-        short = short_conv(
-            projected.view(-1, B, L).transpose(0, 1),
-            part(self.short_filter.weight).squeeze(1),
-            part(self.short_filter.bias),  # type: ignore[arg-type]
-        )
-        return short.chunk(3, dim=1)  # each (B, D', L)
+    def _spectra_of(self, n: int) -> Callable[[slice], Tensor]:
+        """The spectra of size n of any channels' filters: kept ones, or made from the filters' hidden layer."""
+        kept = self._kept_spectra(n)
+        if kept is not None:
+            return kept.__getitem__
+        hidden = self.filter_fn.hidden(min(n // 2, self.filter_fn.length))
+        return lambda channels: torch.fft.rfft(self.filter_fn.taps(hidden, channels), n=n)
 
     def _kept_spectra(self, n: int) -> Tensor | None:
         """The filters' spectra of size n, computed once for the weights as they are; None if they are too large."""

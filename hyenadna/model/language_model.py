@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyenadna.errors import InputError, SequenceTooLong
+from hyenadna.kernels.working_set import rows_at_once
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
-
-_ROWS = 4096
-"""Inference walks long inputs through the feed-forward layer by so many rows, in memory that stays in use."""
 
 
 class Output(NamedTuple):
@@ -61,11 +59,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x = x + self.dropout(self.mixer(_normed(self.norm1, x)))
+        x = x + cast(Tensor, self.dropout(self.mixer(_normed(self.norm1, x))))
         if torch.is_grad_enabled():
-            return x + self.dropout(self.mlp(_normed(self.norm2, x)))
-        for rows in x.flatten(0, 1).split(_ROWS):
-            rows += self.mlp(_normed(self.norm2, rows))
+            return x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
+        for rows in x.flatten(0, 1).split(rows_at_once(x.device)):
+            rows += self.dropout(self.mlp(_normed(self.norm2, rows)))
         return x
 
 
@@ -95,8 +93,8 @@ class Backbone(nn.Module):
 class HyenaDNA(nn.Module):
     """A HyenaDNA language model.
 
-    Nguyen et al. 2023. Tensor names are those of the Hugging Face port without its `hyena.` prefix; nothing that can
-    be computed from the configuration is stored.
+    Nguyen et al. 2023. Tensor names are those of the Hugging Face port without its `hyena.` prefix; nothing that can be
+    computed from the configuration is stored.
 
     Parameters
     ----------
@@ -133,10 +131,12 @@ class HyenaDNA(nn.Module):
         Raises
         ------
         SequenceTooLong                 L is larger than config.filter_length
-        InputError                      not a batch of sequences, or sequences of no tokens
+        InputError                      not a batch of sequences, or one without tokens
         """
-        if tokens.dim() != 2 or tokens.shape[1] == 0:
-            raise InputError(f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L) with L >= 1")
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise InputError(
+                f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L), neither of them 0"
+            )
         if tokens.shape[1] > self.config.filter_length:
             raise SequenceTooLong(
                 f"the sequence has {tokens.shape[1]:,} tokens; this model takes up to {self.config.filter_length:,}: "
@@ -172,8 +172,11 @@ class HyenaDNA(nn.Module):
         save(self, folder, **options)
 
     def _initialize(self) -> None:
-        """Linear layers and the embedding N(0, 0.02), biases 0, and the two layers that write to the residual stream
-        N(0, 0.02 / sqrt(2 n_layer)); convolutions and norms as torch makes them, the direct path's gain N(0, 1)."""
+        """Draw the weights as Nguyen et al. 2023 do.
+
+        Linear layers and the embedding N(0, 0.02), biases 0, and the two layers that write to the residual stream
+        N(0, 0.02 / sqrt(2 n_layer)); convolutions and norms as torch makes them, the direct path's gain N(0, 1).
+        """
         std = self.config.initializer_range
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):

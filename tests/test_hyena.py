@@ -1,0 +1,189 @@
+"""The Hyena operator: both paths through it, in groups and at once, and the spectra that it keeps."""
+
+import copy
+
+import pytest
+import torch
+from oracles import benchmark_module
+
+from hyenadna.kernels import working_set
+from hyenadna.model import hyena
+from hyenadna.model.config import HyenaConfig
+from hyenadna.model.filter import HyenaFilter
+from hyenadna.model.hyena import HyenaOperator
+
+T = 130
+
+
+@pytest.fixture
+def operator():
+    return make()
+
+
+def make(d_model=40, taps=3, length=T):
+    torch.manual_seed(0)
+    long_filter = HyenaFilter(d_model, length=length, width=16, emb_dim=5, sine_frequency=10.0, shift=0.05)
+    return HyenaOperator(d_model, long_filter, short_filter_taps=taps)
+
+
+def signal(L, B=2, D=40):
+    return torch.randn(B, L, D, generator=torch.Generator().manual_seed(L))
+
+
+def without_gradients(operator, x):
+    with torch.no_grad():
+        return operator(x)
+
+
+def close(a, b, tolerance=1e-5):
+    return bool((a - b).detach().abs().max() <= tolerance * b.detach().abs().max())
+
+
+@pytest.mark.parametrize("taps", [1, 3, 4])
+@pytest.mark.parametrize("L", [1, 2, 3, 63, 64, 65, 127, T])
+def test_both_paths_are_the_textbook(L, taps):
+    operator = make(taps=taps).double()
+    config = HyenaConfig(d_model=40, filter_length=T, filter_order=16, short_filter_taps=taps)
+    torch.set_default_dtype(torch.float64)
+    try:
+        textbook = benchmark_module("textbook").Operator(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    textbook.load_state_dict(operator.state_dict())
+    x = signal(L).double()
+    torch.testing.assert_close(operator(x), textbook(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(without_gradients(operator, x), textbook(x).detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(("rows", "channels"), [(2, 1), (64, 7), (1 << 20, 40), (1 << 20, 1000)])
+def test_in_groups_is_the_whole(operator, monkeypatch, rows, channels, keep):
+    x = signal(65)
+    whole = operator(x).detach()
+    monkeypatch.setattr(hyena, "rows_at_once", lambda device: rows)
+    monkeypatch.setattr(hyena, "channels_at_once", lambda device, row_elements: channels)
+    monkeypatch.setattr(hyena, "_SPECTRA_BYTES", 1 << 30 if keep else 0)
+    assert close(without_gradients(operator, x), whole)
+    assert bool(operator._spectra) == keep
+
+
+def test_groups_hold_sixteen_channels_or_more():
+    cpu = torch.device("cpu")
+    assert working_set.channels_at_once(cpu, 1 << 30) == 16
+    assert working_set.channels_at_once(cpu, 1 << 10) == 1 << 10
+    assert working_set.channels_at_once(torch.device("cuda"), 1 << 10) == 1 << 16
+
+
+def test_the_input_is_left_as_it_was(operator):
+    x = signal(65)
+    before = x.clone()
+    without_gradients(operator, x)
+    assert torch.equal(x, before)
+
+
+def test_a_strided_input_is_the_contiguous_one(operator):
+    x = signal(65)
+    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not strided.is_contiguous()
+    assert close(operator(strided), operator(x))
+    assert close(without_gradients(operator, strided), without_gradients(operator, x))
+
+
+class TestKeptSpectra:
+    """What is kept is used again, and never for other weights."""
+
+    def test_the_second_call_is_the_first(self, operator):
+        first = without_gradients(operator, signal(65))
+        assert list(operator._spectra) == [144]
+        kept = operator._spectra[144]
+        assert torch.equal(without_gradients(operator, signal(65)), first)
+        assert operator._spectra[144] is kept
+
+    def test_kept_is_computed(self, operator, monkeypatch):
+        kept = without_gradients(operator, signal(65))
+        monkeypatch.setattr(hyena, "_SPECTRA_BYTES", 0)
+        assert close(without_gradients(operator, signal(65)), kept)
+
+    def test_lengths_of_one_size_share_a_spectrum(self, operator):
+        for L in (65, 72, 68):
+            assert close(without_gradients(operator, signal(L)), operator(signal(L)).detach())
+        assert list(operator._spectra) == [144]
+
+    def change_in_place(self, operator):
+        with torch.no_grad():
+            operator.filter_fn.implicit_filter["2"].weight.mul_(1.5)
+
+    def train_a_step(self, operator):
+        optimizer = torch.optim.AdamW(operator.parameters(), lr=0.1)
+        operator(signal(65)).square().sum().backward()
+        optimizer.step()
+
+    def load(self, operator):
+        other = {name: value * 1.5 for name, value in operator.state_dict().items()}
+        operator.load_state_dict(other)
+
+    def assign(self, operator):
+        other = {name: value * 1.5 for name, value in operator.state_dict().items()}
+        operator.load_state_dict(other, assign=True)
+
+    def replace_data(self, operator):
+        weight = operator.filter_fn.implicit_filter["6"].weight
+        weight.data = weight.data * 1.5
+
+    @pytest.mark.parametrize("change", ["change_in_place", "train_a_step", "load", "assign", "replace_data"])
+    def test_dropped_when_the_weights_change(self, operator, change):
+        x = signal(65)
+        before = without_gradients(operator, x)
+        getattr(self, change)(operator)
+        after = without_gradients(operator, x)
+        assert close(after, operator(x).detach())
+        assert not close(after, before, 1e-3)
+
+    def test_dropped_when_moved_to_another_dtype(self, operator):
+        x = signal(65)
+        single = without_gradients(operator, x)
+        double = without_gradients(operator.double(), x.double())
+        assert close(single.double(), double)
+        torch.testing.assert_close(double, operator(x.double()).detach(), rtol=0, atol=1e-13)
+        assert close(without_gradients(operator.float(), x), single)
+
+    def test_a_copy_has_its_own(self, operator):
+        x = signal(65)
+        before = without_gradients(operator, x)
+        twin = copy.deepcopy(operator)
+        self.change_in_place(twin)
+        assert close(without_gradients(twin, x), twin(x).detach())
+        assert torch.equal(without_gradients(operator, x), before)
+
+    def test_they_are_no_part_of_the_state(self, operator):
+        names = set(operator.state_dict())
+        without_gradients(operator, signal(65))
+        assert set(operator.state_dict()) == names
+
+    def test_the_oldest_goes_when_there_are_too_many(self, operator, monkeypatch):
+        spectrum_bytes = 40 * (144 // 2 + 1) * 8
+        monkeypatch.setattr(hyena, "_SPECTRA_BYTES", 2 * spectrum_bytes)
+        for L in (65, 40, 20, 10, 65):
+            assert close(without_gradients(operator, signal(L)), operator(signal(L)).detach())
+            assert sum(spectrum.nbytes for spectrum in operator._spectra.values()) <= 2 * spectrum_bytes
+
+    def test_inference_mode_is_as_no_grad(self, operator):
+        x = signal(65)
+        with torch.inference_mode():
+            inside = operator(x)
+        assert torch.equal(inside.clone(), without_gradients(operator, x))
+        self.change_in_place(operator)
+        with torch.inference_mode():
+            assert close(operator(x).clone(), operator_with_gradients(operator, x))
+
+    def test_weights_made_in_inference_mode(self):
+        with torch.inference_mode():
+            operator = make()
+            before = operator(signal(65))
+            operator.filter_fn.implicit_filter["6"].weight.mul_(1.5)
+            assert not close(operator(signal(65)), before, 1e-3)
+
+
+def operator_with_gradients(operator, x):
+    with torch.inference_mode(False):
+        return operator(x).detach()
