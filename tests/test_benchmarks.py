@@ -1,0 +1,110 @@
+"""The CPU benchmarks at toy sizes: they run, compare before they time, and keep silent on a busy machine."""
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from oracles import BENCHMARKS
+
+from hyenadna.progress import set_quiet
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    set_quiet(False)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """A machine on which nobody else does anything."""
+    side_by_side = importlib.import_module("side_by_side")
+    monkeypatch.setattr(side_by_side, "_cpu_seconds_of_others", lambda: 0.0)
+    return side_by_side
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """A machine on which others use one CPU."""
+    side_by_side = importlib.import_module("side_by_side")
+    monkeypatch.setattr(side_by_side, "_cpu_seconds_of_others", side_by_side.time.perf_counter)
+    return side_by_side
+
+
+def test_forward(quiet, tmp_path, capsys):
+    forward = importlib.import_module("forward")
+    out = tmp_path / "forward.json"
+    assert forward.main(["-o", str(out), "--threads", "1"], [forward.Case("tiny-1k", 100, 3, 2.0)]) == 0
+    report = json.loads(out.read_text())
+    (case,) = report["cases"]
+    assert case["largest_difference"] < 1e-4
+    assert case["ours"]["seconds"]["n"] == case["textbook"]["seconds"]["n"] == 3
+    assert 0.05 < case["ours"]["peak_memory_gb"] < 3
+    assert case["bar_met"] == (case["ratio"] >= 2.0)
+    assert {"commit", "machine", "threads", "load"} <= set(report)
+    assert report["threads"] == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "tiny-1k at 100" in printed.err
+
+
+def test_train_step(quiet, capsys):
+    train_step = importlib.import_module("train_step")
+    assert train_step.main(["--threads", "1"], [train_step.Case(64, 2, 2)]) == 0
+    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    assert case["largest_difference"] < 1e-4 and case["ratio"] > 0
+
+
+def test_loader(quiet, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYENA_CACHE", str(tmp_path))
+    loader = importlib.import_module("loader")
+    monkeypatch.setattr(loader, "BATCHES", 2)
+    assert loader.main(["--threads", "1"], [loader.Case(64, 2, 2)]) == 0
+    printed = capsys.readouterr()
+    (case,) = json.loads(printed.out)["cases"]
+    assert case["nt_per_s"]["loading"]["median"] > 0
+    assert "64 nt: loading" in printed.err
+
+
+def test_a_busy_machine_gets_no_report(busy, capsys):
+    forward = importlib.import_module("forward")
+    assert forward.main(["--wait", "0"], [forward.Case("tiny-1k", 100, 3, 2.0)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "other processes use 1.0 CPUs, 0.5 are allowed" in printed.err
+
+
+def test_a_disturbed_repetition_is_done_again(monkeypatch):
+    side_by_side = importlib.import_module("side_by_side")
+    readings = iter([(1.0, 0.9), (1.0, 0.0), (2.0, 0.1)])  # the work, a look at the machine, the work again
+    monkeypatch.setattr(side_by_side, "_with_others", lambda work: next(readings))
+    machine = side_by_side.QuietMachine(1.0)
+    assert machine.timed(lambda: None) == 2.0
+    assert machine.discarded == 1 and machine.others == [0.1]
+
+
+def test_another_process_is_seen():
+    side_by_side = importlib.import_module("side_by_side")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            _, others = side_by_side._with_others(lambda: time.sleep(1))
+        finally:
+            other.kill()
+    assert others > 0.3
+
+
+def test_contenders_that_differ_are_not_timed(quiet):
+    with pytest.raises(quiet.ContendersDiffer, match=r"tiny: ours and the textbook differ by 0.5 of the largest"):
+        quiet.check_same("tiny", torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0]), 1e-4)
+
+
+def test_spread():
+    side_by_side = importlib.import_module("side_by_side")
+    assert side_by_side.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "min": 1.0, "max": 5.0, "iqr": 2.0, "n": 5}
+    assert side_by_side.spread([2.0])["iqr"] == 0.0
