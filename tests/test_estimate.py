@@ -44,9 +44,9 @@ print(peak_memory())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "length", "batch", "checkpoint"),
-    [("tiny-1k", 1024, 12, False), pytest.param("small-32k", 4096, 1, True, marks=pytest.mark.slow)],
+    ("size", "length", "batch", "checkpoint"), [("tiny-1k", 1024, 12, False), ("small-32k", 4096, 1, True)]
 )
 def test_memory_of_a_training_step(size, length, batch, checkpoint):
     """Within 0.6 and 1.6 times of what a process was measured to hold at its peak."""
