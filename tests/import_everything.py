@@ -1,4 +1,4 @@
-"""Import every module of the installed package; run from outside of the repository with nothing but its dependencies."""
+"""Import every module of the installed package; run outside of the repository, with nothing but its dependencies."""
 
 import importlib
 import pkgutil

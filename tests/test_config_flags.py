@@ -160,7 +160,7 @@ def test_a_configuration_survives_yaml(tmp_path, config):
         ({"split_bed": Path("a.bed"), "test_contigs": ("1",)}, "both --split-bed and held-out contigs"),
         ({"devices": 0}, "--devices is 0; it must be at least 1"),
         ({"tokens": 0.5}, "--tokens is 0.5; it must be at least 1"),
-        ({"dropout": 1.0}, "--dropout is 1.0; allowed are 0 up to but not including 1"),
+        ({"dropout": 1.0}, "--dropout is 1.0; it must be at least 0 and below 1"),
         ({"max_n_share": float("nan")}, "--max-n-share is nan"),
         ({"max_length": 1}, "--max-length is 1; a context needs at least 2 bases"),
         ({"lr": float("nan")}, "--lr is nan; it must be a finite number"),

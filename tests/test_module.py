@@ -40,7 +40,7 @@ def model():
 
 def first_step(sampler, micro_batches):
     """The module after one step in float64, without clipping: its gradients are those of the step."""
-    config = PretrainConfig(lr=1e-3, clip=1e12)
+    config = PretrainConfig(lr=1e-3, filter_lr=1e-3, clip=1e12)
     module = PretrainModule(model(), config, sampler, warmup_of(), micro_batches=micro_batches)
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, precision="64-true", max_epochs=1, accumulate_grad_batches=micro_batches,
@@ -86,7 +86,7 @@ def test_a_step_is_the_mean_over_scored_targets(sampler, micro_batches):
 
 def test_clipping_is_by_the_norm_of_the_whole_step(sampler):
     free = first_step(sampler, 2)
-    config = PretrainConfig(lr=1e-3, clip=0.01)
+    config = PretrainConfig(lr=1e-3, filter_lr=1e-3, clip=0.01)
     module = PretrainModule(model(), config, sampler, warmup_of(), micro_batches=2)
     pl.Trainer(
         accelerator="cpu", devices=1, precision="64-true", max_epochs=1, accumulate_grad_batches=2, logger=False,

@@ -9,7 +9,7 @@ from hyenadna.pretrain.optimizer import adamw, cosine
 
 def test_only_filter_networks_are_free_of_weight_decay():
     model = HyenaDNA(HyenaConfig(d_model=8, d_inner=16, filter_length=34, filter_order=4))
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = adamw(model, lr=1e-3, filter_lr=1e-4, weight_decay=0.1, betas=(0.9, 0.98))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decay = {
         names[id(parameter)]: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
@@ -26,14 +26,15 @@ def test_only_filter_networks_are_free_of_weight_decay():
     free = {name for name, value in of_block_0.items() if value == 0.0}
     assert free | {"backbone.layers.0.mixer.filter_fn.bias"} == {names[key] for key in network}
     assert {value for name, value in decay.items() if name not in free and ".layers.1." not in name} == {0.1}
-    assert all(group["betas"] == (0.9, 0.98) and group["lr"] == 1e-3 for group in optimizer.param_groups)
+    assert all(group["betas"] == (0.9, 0.98) for group in optimizer.param_groups)
+    assert {group["weight_decay"]: group["lr"] for group in optimizer.param_groups} == {0.0: 1e-4, 0.1: 1e-3}
 
 
 def test_decay_shrinks_the_decayed_alone():
     torch.manual_seed(0)
     model = HyenaDNA(HyenaConfig(d_model=8, d_inner=16, filter_length=34, filter_order=4))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = adamw(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = adamw(model, lr=0.5, filter_lr=0.5, weight_decay=0.1, betas=(0.9, 0.98))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

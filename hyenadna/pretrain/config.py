@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +24,23 @@ DOES_NOT_CHANGE_THE_MODEL = frozenset(
 )
 """Fields that may differ when a run is resumed."""
 
-_AT_LEAST_ONE = (
-    "max_length", "warmup_from", "warmup_steps", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
+_COUNTS = (
+    "warmup_from", "warmup_steps", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
     "valid_tokens", "checkpoint_every", "keep_last", "devices", "nodes", "threads",
 )  # fmt: skip
+_ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (_COUNTS, lambda value: value >= 1, "at least 1"),
+    (("max_length",), lambda value: value >= 2, "at least 2 bases"),
+    (("lr", "filter_lr", "clip"), lambda value: value > 0, "a finite number above 0"),
+    (("weight_decay",), lambda value: value >= 0, "a finite number, at least 0"),
+    (
+        ("warmup_share", "lr_warmup_share", "lr_final_share", "dropout", "max_n_share"),
+        lambda value: 0 <= value < 1,
+        "at least 0 and below 1",
+    ),
+    (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+)
+"""What each number may be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +78,9 @@ class PretrainConfig:
     tokens: float | None = None
     """Tokens of the run, instead of steps (default: 8 million on a CPU, 2.5 billion on a GPU)."""
     lr: float | None = None
-    """Highest learning rate (default: 3e-3 for a width of 128 and less for wider models, in proportion)."""
+    """Highest learning rate (default: 6e-3 for a width of 128 and less for wider models, in proportion)."""
+    filter_lr: float | None = None
+    """Highest learning rate of the networks that generate the long filters (default: --lr, but at most 1e-3)."""
     lr_warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     lr_final_share: float = 0.05
@@ -125,26 +141,13 @@ class PretrainConfig:
             raise UsageError("both --warmup-share and --warmup-steps are given; leave one out")
         if self.split_bed is not None and (self.valid_contigs or self.test_contigs):
             raise UsageError("both --split-bed and held-out contigs are given; leave one out")
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        for name in ("warmup_share", "lr_warmup_share", "lr_final_share", "dropout", "max_n_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; allowed are 0 up to but not including 1")
-        if self.max_length is not None and self.max_length < 2:
-            raise UsageError(f"--max-length is {self.max_length}; a context needs at least 2 bases")
-        for name in ("lr", "clip", "weight_decay", "tokens"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
+        for names, fits, allowed in _ALLOWED:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and fits(value)):
+                    raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"--betas are {self.betas}; allowed are 0 up to but not including 1")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed is {self.seed}; allowed are 0 to 2^63 - 1")
-        if (self.lr is not None and self.lr <= 0) or self.clip <= 0 or self.weight_decay < 0:
-            raise UsageError("--lr and --clip must be above 0, --weight-decay at least 0")
 
 
 def differing_fields(ours: PretrainConfig, theirs: PretrainConfig) -> dict[str, tuple[object, object]]:

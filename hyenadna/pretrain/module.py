@@ -110,21 +110,13 @@ class PretrainModule(pl.LightningModule):
         self._sums = torch.zeros(3, dtype=torch.float64)  # scored targets, scored bases, nats of the bases
         self._not_finite: int | None = None
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the coming step."""
-        config = self.config
-        share = cosine(
-            self.step, self.warmup.steps, warmup_share=config.lr_warmup_share, final_share=config.lr_final_share
-        )
-        assert config.lr is not None  # resolved before a run
-        return config.lr * share
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with the state of the checkpoint when the run resumes."""
         config = self.config
-        assert config.lr is not None
-        self.optimizer = adamw(self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        assert config.lr is not None and config.filter_lr is not None  # resolved before a run
+        self.optimizer = adamw(
+            self.model, lr=config.lr, filter_lr=config.filter_lr, weight_decay=config.weight_decay, betas=config.betas
+        )
         if self.optimizer_state is not None:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
@@ -174,8 +166,14 @@ class PretrainModule(pl.LightningModule):
         self.train_bits = nats / max(bases, 1) / math.log(2)
         if not (math.isfinite(self.gradient_norm) and math.isfinite(nats)):
             raise NotFiniteError(self._blame())
+        share = cosine(
+            self.step,
+            self.warmup.steps,
+            warmup_share=self.config.lr_warmup_share,
+            final_share=self.config.lr_final_share,
+        )
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = group["initial_lr"] * share
         self.busy = True  # the optimizer changes the weights when this hook returns
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -132,7 +132,7 @@ class Monitor(pl.Callback):
             "tokens": _tokens(module, module.step),
             "bits_per_base": module.train_bits,
             "gradient_norm": module.gradient_norm,
-            "learning_rate": module.optimizer.param_groups[0]["lr"],
+            "learning_rate": module.optimizer.param_groups[-1]["lr"],
             "nt_per_second": stage.windows * stage.length / (time.monotonic() - self._step_start),
             "valid_bits_per_base": math.nan,
         }

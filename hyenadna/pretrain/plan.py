@@ -41,6 +41,7 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else total_memory() // config.devices
     micro, checkpoint = _micro_batch(config, model, max_length, batch_tokens // world, half, memory)
     steps = config.steps or max(1, round((config.tokens or (2.5e9 if on_gpu else 8e6)) / batch_tokens))
+    lr = config.lr or 6e-3 * 128 / model.d_model
     return dataclasses.replace(
         config,
         max_length=max_length,
@@ -51,7 +52,8 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
         checkpoint_activations=checkpoint,
         steps=steps,
         tokens=None,
-        lr=config.lr or 3e-3 * 128 / model.d_model,
+        lr=lr,
+        filter_lr=config.filter_lr or min(lr, 1e-3),
         valid_every=config.valid_every or max(1, steps // 10),
         checkpoint_every=config.checkpoint_every or max(1, steps // 20),
         threads=config.threads or max(1, available_cpus() // config.devices),
@@ -83,6 +85,7 @@ def describe(config: PretrainConfig, corpus: Corpus, warmup: LengthWarmup) -> st
     ]
     chosen = (
         "lr",
+        "filter_lr",
         "batch_tokens",
         "micro_batch_tokens",
         "steps",
