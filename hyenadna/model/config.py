@@ -33,7 +33,7 @@ class HyenaConfig:
     feed_forward: Literal["mlp"] = "mlp"
     """The feed-forward part of each block."""
     filter_length: int = 1026
-    """Taps of the long filters, and so the longest input in tokens; 2 more than the context that a size is named for."""
+    """Taps of the long filters, and so the longest input in tokens; 2 more than the context a size is named for."""
     filter_order: int = 64
     """Width of the network that generates the long filters."""
     emb_dim: int = 5
