@@ -18,7 +18,7 @@ from hyenadna.pretrain.run_folder import read_checkpoint
 
 SMALL = (
     "--max-length", "64", "--warmup-from", "16", "--batch-tokens", "128", "--valid-tokens", "256", "--threads", "1",
-    "--device", "cpu",
+    "--device", "cpu", "--lr", "3e-3",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_nothing_is_left_open():
     run = resolved(config())
     open_fields = {field.name for field in dataclasses.fields(run) if getattr(run, field.name) is None}
     assert open_fields == {"tokens", "warmup_steps", "contigs", "split_bed"}
-    assert (run.max_length, run.warmup_share, run.lr, run.dtype) == (1024, 0.3, 3e-3, "float32")
+    assert (run.max_length, run.warmup_share, run.dtype) == (1024, 0.3, "float32") and run.filter_lr <= run.lr
     assert resolved(run) == run
     assert (run.valid_every, run.checkpoint_every) == (run.steps // 10, run.steps // 20)
 
@@ -45,7 +45,8 @@ def test_steps_of_tokens():
 
 
 def test_narrow_rate_for_wide_models():
-    assert resolved(config(size="tiny-1k-d256")).lr == pytest.approx(1.5e-3)
+    wide, narrow = resolved(config(size="tiny-1k-d256")), resolved(config(size="tiny-1k"))
+    assert wide.lr == pytest.approx(narrow.lr / 2)
 
 
 def test_processes_share_cores_and_batch():
