@@ -168,6 +168,19 @@ def test_overwrite_starts_anew(fasta, tmp_path, quick):
     assert first != (run / "model/model.safetensors").read_bytes()
 
 
+def test_a_genome_that_changed_is_refused(fasta, tmp_path):
+    copy = tmp_path / "a.fa"
+    shutil.copy(fasta, copy)
+    command = ("pretrain", "--fasta", copy, *QUICK, "--out", tmp_path / "run")
+    assert hyena(*command)[0] == 0
+    weights = (tmp_path / "run/model/model.safetensors").read_bytes()
+    head, bases = copy.read_text().split("\n", 1)
+    copy.write_text(f"{head}\n{'C' if bases[0] != 'C' else 'G'}{bases[1:]}")
+    code, _, err = hyena(*command)
+    assert code == 2 and "the genomes are not those that" in err.splitlines()[-1]
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == weights
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(fasta, tmp_path, quick):
     run, command = tmp_path / "run", ("pretrain", "--fasta", fasta, *QUICK, "--out", tmp_path / "run")
     assert hyena(*command)[0] == 0

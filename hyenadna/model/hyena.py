@@ -1,6 +1,6 @@
 """The Hyena operator of order 2: gated long convolutions between two projections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hyenadna.kernels.fft_conv import fft_conv, fft_conv_spectrum, good_size
 from hyenadna.kernels.short_conv import short_conv
-from hyenadna.kernels.working_set import channels_at_once, rows_at_once
+from hyenadna.kernels.working_set import channels_at_once
 from hyenadna.model.filter import HyenaFilter
 
 _SPECTRA_BYTES = 128 << 20
@@ -36,41 +36,54 @@ class HyenaOperator(nn.Module):
         """(B, L, D) -> (B, L, D); a position sees itself and those before it."""
         B, L, D = x.shape
         rows = x.reshape(B * L, D)
-        mixed = self._mix_with_gradients(rows, B, L) if torch.is_grad_enabled() else self._mix(rows, B, L)
-        y: Tensor = self.out_proj(mixed.reshape(D, B * L).T)
+        mixed = self._mix_with_gradients(rows, B, L) if torch.is_grad_enabled() else self.mix([rows], B, L)
+        y: Tensor = self.out_proj(mixed.T)
         return y.view(B, L, D)
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int) -> Tensor:
-        projected = torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows.T)  # (3 D, B L)
+        projected = self.in_proj(rows).T.reshape(3 * self.d_model, B, L).transpose(0, 1)
         weight, bias = self.short_filter.weight.squeeze(1), cast(Tensor, self.short_filter.bias)
-        x0, x1, v = short_conv(projected.view(-1, B, L).transpose(0, 1), weight, bias).chunk(3, dim=1)  # each (B, D, L)
+        x0, x1, v = short_conv(projected, weight, bias).chunk(3, dim=1)  # each (B, D, L)
         y = fft_conv(v, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), x1, x0)
-        return y.transpose(0, 1)  # (D, B, L)
+        return y.transpose(0, 1).reshape(self.d_model, B * L)
 
-    def _mix(self, rows: Tensor, B: int, L: int) -> Tensor:
-        """The same by groups of channels; their results take the place of what x0 was made from."""
+    def mix(self, blocks: Iterable[Tensor], B: int, L: int) -> Tensor:
+        """All but the output projection, without gradients and in little memory.
+
+        Parameters
+        ----------
+        blocks : iterable of Tensor (n, D)
+            The B L positions of x in order, some at a time.
+
+        Returns
+        -------
+        Tensor (D, B L)
+        """
+        projected = self._projected(blocks, B * L).view(3, self.d_model, B, L)
         n = good_size(2 * L - 1)
-        group = channels_at_once(rows.device, B * n)
+        group = channels_at_once(projected.device, B * n)
         spectra = self._spectra_of(n)
         skip = self.filter_fn.bias.to(self.filter_fn.dtype)
         weight = self.short_filter.weight.view(3, self.d_model, -1)
         bias = cast(Tensor, self.short_filter.bias).view(3, self.d_model)
-        projected = self._projected(rows).view(3, self.d_model, B, L)
         for first in range(0, self.d_model, group):
             channels = slice(first, first + group)
             source = projected[:, channels].transpose(1, 2)  # (3, B, D', L)
             x0, x1, v = (short_conv(source[i], weight[i, channels], bias[i, channels]) for i in range(3))
+            # what x0 was made from is not needed any more
             fft_conv_spectrum(v, spectra(channels), skip[channels], x1, x0, out=source[0])
-        return projected[0]
+        return projected[0].view(self.d_model, B * L)
 
-    def _projected(self, rows: Tensor) -> Tensor:
-        """The input projection of (B L, D), transposed: (3 D, B L)."""
-        size = rows_at_once(rows.device) // 2
-        projected = rows.new_empty(3 * self.d_model, len(rows), dtype=self.in_proj(rows[:1]).dtype)
-        for first in range(0, len(rows), size):
-            part = slice(first, first + size)
-            # the product of a few columns, copied, takes half the time of the whole: MKL is slow with long rows
-            projected[:, part] = torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows[part].T)
+    def _projected(self, blocks: Iterable[Tensor], rows: int) -> Tensor:
+        """The input projection, transposed: (3 D, B L)."""
+        projected, first = None, 0
+        for block in blocks:
+            columns = self.in_proj(block).T
+            if projected is None:
+                projected = columns.new_empty(3 * self.d_model, rows)
+            projected[:, first : first + len(block)] = columns
+            first += len(block)
+        assert projected is not None  # there is at least one position
         return projected
 
     def _spectra_of(self, n: int) -> Callable[[slice], Tensor]:

@@ -59,12 +59,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
+        if not torch.is_grad_enabled():
+            return self._by_rows(x)
         x = x + cast(Tensor, self.dropout(self.mixer(_normed(self.norm1, x))))
-        if torch.is_grad_enabled():
-            return x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
-        for rows in x.flatten(0, 1).split(rows_at_once(x.device)):
-            rows += self.dropout(self.mlp(_normed(self.norm2, rows)))
-        return x
+        return x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        """The same without gradients, some positions at a time wherever positions do not depend on each other."""
+        B, L, _ = x.shape
+        rows, size = x.reshape(B * L, -1), rows_at_once(x.device)
+        mixed = self.mixer.mix((_normed(self.norm1, part) for part in rows.split(size)), B, L)
+        out = torch.empty_like(rows)
+        for x_part, y_part, out_part in zip(rows.split(size), mixed.T.split(size), out.split(size), strict=True):
+            stream = x_part + self.dropout(self.mixer.out_proj(y_part))
+            torch.add(stream, self.dropout(self.mlp(_normed(self.norm2, stream))), out=out_part)
+        return out.view_as(x)
 
 
 class Backbone(nn.Module):

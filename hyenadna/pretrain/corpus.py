@@ -57,6 +57,11 @@ class Corpus:
             genomes.append(Genome(pack, split, weight or split.bases("train"), dict(contigs.left_out)))
         return cls(tuple(genomes))
 
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """SHA-256 of each genome's sequence: what a run may not change while it lasts."""
+        return tuple(genome.pack.sequence_sha256 for genome in self.genomes)
+
     def sampler(self, config: PretrainConfig) -> WindowSampler:
         """Draws the training windows."""
         return WindowSampler(

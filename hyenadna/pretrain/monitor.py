@@ -10,9 +10,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from hyenadna.data.sampler import Windows
 from hyenadna.errors import Interrupted
+from hyenadna.pretrain.card import model_card, training_provenance
 from hyenadna.pretrain.config import PretrainConfig
+from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.module import PretrainModule, nats_of_bases
 from hyenadna.pretrain.run_folder import Best, Checkpoint, RunFolder
 from hyenadna.progress import Job
@@ -28,26 +29,14 @@ class Monitor(pl.Callback):
     ----------
     folder : RunFolder
     config : PretrainConfig         resolved: no field is None that decides what is done
-    validation : Windows            the validation windows, at the longest context
-    best : Best                     the best validation so far
-    save_model : callable           writes the model folder, given the best validation
+    corpus : Corpus
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        config: PretrainConfig,
-        validation: Windows,
-        best: Best,
-        save_model: Callable[[Best], None],
-    ) -> None:
-        self.folder, self.config, self.validation, self.best, self.save_model = (
-            folder,
-            config,
-            validation,
-            best,
-            save_model,
-        )
+    def __init__(self, folder: RunFolder, config: PretrainConfig, corpus: Corpus) -> None:
+        assert config.max_length is not None
+        self.folder, self.config, self.corpus = folder, config, corpus
+        self.validation = corpus.validation(config, config.max_length)
+        self.best = Best(math.inf, 0)
         self.signal_number: int | None = None
         self._saved_step = -1
         self._handlers: dict[int, Any] = {}
@@ -78,7 +67,7 @@ class Monitor(pl.Callback):
             self._record(trainer, module, row)
             if row["valid_bits_per_base"] < self.best.bits_per_base:
                 self.best = Best(row["valid_bits_per_base"], step)
-                self.save_model(self.best)
+                self._save_model(module)
             if step % self.config.checkpoint_every == 0 or step == steps:
                 self.save(module)
         trainer.should_stop = module.stop
@@ -118,10 +107,25 @@ class Monitor(pl.Callback):
         if module.step == self._saved_step:
             return
         state = Checkpoint(
-            module.step, module.model.state_dict(), module.optimizer.state_dict(), self.best, torch.get_num_threads()
+            step=module.step,
+            model=module.model.state_dict(),
+            optimizer=module.optimizer.state_dict(),
+            best=self.best,
+            threads=torch.get_num_threads(),
+            sequences=self.corpus.sequences,
         )
         self.folder.save(state, self.config.keep_last)
         self._saved_step = module.step
+
+    def _save_model(self, module: PretrainModule) -> None:
+        steps, model = module.warmup.steps, module.model
+        model.save_pretrained(
+            self.folder.model,
+            card=model_card(model.config, self.config, self.corpus, self.best, steps),
+            overwrite=True,
+            training=training_provenance(self.config, self.corpus, self.best, steps, torch.get_num_threads()),
+            extra={"split.json": self.corpus.split_json()},
+        )
 
     def _row(self, module: PretrainModule) -> dict[str, float]:
         stage = module.warmup.at(module.step - 1)

@@ -51,6 +51,8 @@ class Checkpoint(NamedTuple):
     best: Best
     threads: int
     """CPU threads that computed it; another number rounds differently."""
+    sequences: tuple[str, ...]
+    """SHA-256 of each genome's sequence."""
 
 
 class RunFolder:

@@ -1,7 +1,6 @@
 """A pretraining run from its configuration to its model folder."""
 
 import logging
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,15 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from hyenadna import plots
-from hyenadna.errors import Interrupted, MissingExtra, NotFiniteError
+from hyenadna.errors import Interrupted, MissingExtra, NotFiniteError, RunFolderError
 from hyenadna.machine import torch_device
-from hyenadna.pretrain.card import model_card, training_provenance
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.length_warmup import LengthWarmup
 from hyenadna.pretrain.module import PretrainModule
 from hyenadna.pretrain.monitor import Monitor
 from hyenadna.pretrain.plan import describe, new_model, resolved, stages
-from hyenadna.pretrain.run_folder import METRICS, Best, RunFolder, read_checkpoint, read_metrics
+from hyenadna.pretrain.run_folder import METRICS, RunFolder, read_checkpoint, read_metrics
 from hyenadna.progress import notice
 
 
@@ -59,21 +57,9 @@ def _fit(
     folder: RunFolder,
     checkpoint: Path | None,
 ) -> None:
-    assert config.max_length is not None
     module = PretrainModule(new_model(config), config, corpus.sampler(config), warmup, micro_batches=micro_batches)
-    best = Best(math.inf, 0)
-
-    def save_model(best: Best) -> None:
-        module.model.save_pretrained(
-            folder.model,
-            card=model_card(module.model.config, config, corpus, best, warmup.steps),
-            overwrite=True,
-            training=training_provenance(config, corpus, best, warmup.steps, torch.get_num_threads()),
-            extra={"split.json": corpus.split_json()},
-        )
-
-    monitor = Monitor(folder, config, corpus.validation(config, config.max_length), best, save_model)
-    trainer = _trainer(config, monitor, micro_batches, Resume(checkpoint, folder, monitor))
+    monitor = Monitor(folder, config, corpus)
+    trainer = _trainer(config, monitor, micro_batches, Resume(checkpoint, monitor))
     try:
         trainer.fit(module)
     except NotFiniteError:
@@ -98,6 +84,8 @@ def _fit(
 
 def _draw_curves(folder: RunFolder) -> None:
     rows = read_metrics(folder.metrics)
+    if not rows:
+        return
     drawn, panels = plots.stacked_figure((3, 1.5, 1))
     plots.training_curves(panels, {name: np.array([row[name] for row in rows]) for name in METRICS})
     plots.write_png(drawn, folder.curves)
@@ -110,18 +98,28 @@ class Resume(pl.Callback):
     devices. Here a resumed run is a new loop over what remains.
     """
 
-    def __init__(self, checkpoint: Path | None, folder: RunFolder, monitor: Monitor) -> None:
-        self.checkpoint, self.folder, self.monitor = checkpoint, folder, monitor
+    def __init__(self, checkpoint: Path | None, monitor: Monitor) -> None:
+        self.checkpoint, self.monitor = checkpoint, monitor
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Load weights, optimizer and the best validation."""
+        """Load weights, optimizer and the best validation.
+
+        Raises
+        ------
+        RunFolderError          the genomes have changed since the checkpoint was written
+        """
         assert isinstance(pl_module, PretrainModule)
         path = trainer.strategy.broadcast(self.checkpoint)
         if trainer.is_global_zero:
-            self.folder.cut_metrics(0 if path is None else int(path.stem.removeprefix("step-")))
+            self.monitor.folder.cut_metrics(0 if path is None else int(path.stem.removeprefix("step-")))
         if path is None:
             return
         state = read_checkpoint(path)
+        if state.sequences != self.monitor.corpus.sequences:
+            raise RunFolderError(
+                f"the genomes are not those that {self.monitor.folder.path} was trained on; give the same FASTA files, "
+                "or start anew with --overwrite"
+            )
         pl_module.model.load_state_dict(state.model)
         pl_module.optimizer_state, pl_module.step, self.monitor.best = state.optimizer, state.step, state.best
         if trainer.is_global_zero:
