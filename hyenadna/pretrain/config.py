@@ -70,7 +70,7 @@ class PretrainConfig:
     warmup_steps: int | None = None
     """Steps of each stage before the longest context, instead of a share."""
     batch_tokens: int | None = None
-    """Tokens of an optimizer step, over all devices (default: 4,096 on a CPU, 262,144 on a GPU, or a window)."""
+    """Tokens of an optimizer step, over all devices (default: 2,048 on a CPU, 262,144 on a GPU, or a window)."""
     micro_batch_tokens: int | None = None
     """Tokens that a device works on at once; smaller needs less memory (default: what fits)."""
     steps: int | None = None
@@ -78,7 +78,7 @@ class PretrainConfig:
     tokens: float | None = None
     """Tokens of the run, instead of steps (default: 8 million on a CPU, 2.5 billion on a GPU)."""
     lr: float | None = None
-    """Highest learning rate (default: 6e-3 for a width of 128 and less for wider models, in proportion)."""
+    """Highest learning rate (default: 6e-4 on a GPU; on a CPU 5e-3 at width 128, less in proportion if wider)."""
     filter_lr: float | None = None
     """Highest learning rate of the networks that generate the long filters (default: --lr, but at most 1e-3)."""
     lr_warmup_share: float = 0.05

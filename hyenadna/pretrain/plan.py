@@ -16,7 +16,7 @@ from hyenadna.pretrain.estimate import training_memory, training_rate
 from hyenadna.pretrain.length_warmup import LengthWarmup, length_warmup
 from hyenadna.progress import duration, quantity
 
-_OF_THE_MACHINE = ("batch_tokens", "micro_batch_tokens", "checkpoint_activations")
+_OF_THE_MACHINE = ("batch_tokens", "micro_batch_tokens", "checkpoint_activations", "lr", "filter_lr")
 """Defaults that depend on the machine; a run that moves to another one keeps what it had."""
 
 
@@ -34,14 +34,15 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
     on_gpu = device.type == "cuda"
     max_length = config.max_length or named_size(config.size).filter_length - 2
     world = config.devices * config.nodes
-    batch_tokens = config.batch_tokens or max(262_144 if on_gpu else 4_096, max_length * world)
+    batch_tokens = config.batch_tokens or max(262_144 if on_gpu else 2_048, max_length * world)
     model = dataclasses.replace(named_size(config.size, max_length=max_length), embed_dropout=config.dropout)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
     # of what there is, not of what is free at the moment: all ranks must come to the same plan
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else total_memory() // config.devices
     micro, checkpoint = _micro_batch(config, model, max_length, batch_tokens // world, half, memory)
     steps = config.steps or max(1, round((config.tokens or (2.5e9 if on_gpu else 8e6)) / batch_tokens))
-    lr = config.lr or 6e-3 * 128 / model.d_model
+    # the published rate goes with the large batches of a GPU; the small ones of a CPU were tuned on E. coli
+    lr = config.lr or (6e-4 if on_gpu else 5e-3 * 128 / model.d_model)
     return dataclasses.replace(
         config,
         max_length=max_length,
