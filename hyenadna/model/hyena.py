@@ -41,7 +41,7 @@ class HyenaOperator(nn.Module):
         return y.view(B, L, D)
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int) -> Tensor:
-        projected = self.in_proj(rows).T.reshape(3 * self.d_model, B, L).transpose(0, 1)
+        projected = self._project(rows).view(3 * self.d_model, B, L).transpose(0, 1)
         weight, bias = self.short_filter.weight.squeeze(1), cast(Tensor, self.short_filter.bias)
         x0, x1, v = short_conv(projected, weight, bias).chunk(3, dim=1)  # each (B, D, L)
         y = fft_conv(v, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), x1, x0)
@@ -59,7 +59,7 @@ class HyenaOperator(nn.Module):
         -------
         Tensor (D, B L)
         """
-        projected = self._projected(blocks, B * L).view(3, self.d_model, B, L)
+        projected: Tensor = self._projected(blocks, B * L).view(3, self.d_model, B, L)
         n = good_size(2 * L - 1)
         group = channels_at_once(projected.device, B * n)
         spectra = self._spectra_of(n)
@@ -76,15 +76,20 @@ class HyenaOperator(nn.Module):
 
     def _projected(self, blocks: Iterable[Tensor], rows: int) -> Tensor:
         """The input projection, transposed: (3 D, B L)."""
-        projected, first = None, 0
+        projected: Tensor | None = None
+        first = 0
         for block in blocks:
-            columns = self.in_proj(block).T
+            columns = self._project(block)
             if projected is None:
                 projected = columns.new_empty(3 * self.d_model, rows)
             projected[:, first : first + len(block)] = columns
             first += len(block)
         assert projected is not None  # there is at least one position
         return projected
+
+    def _project(self, rows: Tensor) -> Tensor:
+        # as a product from the left: (3 D, n) as it is used, and not (n, 3 D), which would have to be transposed
+        return torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows.T)
 
     def _spectra_of(self, n: int) -> Callable[[slice], Tensor]:
         """The spectra of size n of any channels' filters: kept ones, or made from the filters' hidden layer."""
