@@ -31,7 +31,9 @@ def folder(tmp_path):
 def checkpoint(step):
     torch.manual_seed(step)
     weights = {"w": torch.randn(50, 50)}
-    return Checkpoint(step, weights, {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}, Best(1.9, 3), 2, ("ab",))
+    return Checkpoint(
+        step, weights, {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}, Best(1.9, 3), 2, ("ab",)
+    )
 
 
 def row(step, **fields):

@@ -30,7 +30,7 @@ class HyenaOperator(nn.Module):
         self.short_filter = nn.Conv1d(3 * d_model, 3 * d_model, short_filter_taps, groups=3 * d_model)
         self.filter_fn = long_filter
         self._spectra: dict[int, Tensor] = {}
-        self._spectra_stamp: tuple[tuple[int, int], ...] = ()
+        self._spectra_weights: Tensor | None = None  # what the kept spectra were made of
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D); a position sees itself and those before it."""
@@ -101,13 +101,14 @@ class HyenaOperator(nn.Module):
 
     def _kept_spectra(self, n: int) -> Tensor | None:
         """The filters' spectra of size n, computed once for the weights as they are; None if they are too large."""
-        parameters = list(self.filter_fn.parameters())
         bytes_needed = self.d_model * (n // 2 + 1) * 2 * self.filter_fn.dtype.itemsize
-        if bytes_needed > _SPECTRA_BYTES or any(parameter.is_inference() for parameter in parameters):
+        if bytes_needed > _SPECTRA_BYTES:
             return None
-        stamp = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        if stamp != self._spectra_stamp:
-            self._spectra, self._spectra_stamp = {}, stamp
+        # compared by value: torch counts no change that is made through .data
+        weights = torch.cat([parameter.detach().flatten() for parameter in self.filter_fn.parameters()])
+        kept = self._spectra_weights
+        if kept is None or (kept.dtype, kept.device) != (weights.dtype, weights.device) or not kept.equal(weights):
+            self._spectra, self._spectra_weights = {}, weights
         if n not in self._spectra:
             while self._spectra and bytes_needed + sum(s.nbytes for s in self._spectra.values()) > _SPECTRA_BYTES:
                 del self._spectra[next(iter(self._spectra))]
