@@ -1,5 +1,6 @@
 """What this machine has, and how much of it this process may use."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,20 @@ def peak_memory() -> int:
     """Most bytes of main memory that this process has held at once."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep large blocks that were freed, for the rest of this process.
+
+    By default each goes back to the kernel and must be faulted in again at the next use, which makes a training step of
+    2,048 tokens a quarter longer. Without glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        mallopt(trim_threshold, (1 << 31) - 1)
+        if not mallopt(mmap_threshold, 1 << 30):
+            mallopt(mmap_threshold, 32 << 20)  # the most that older versions take
 
 
 def cpu_name() -> str:

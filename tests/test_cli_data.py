@@ -61,6 +61,17 @@ def test_split_as_json(fasta, tmp_path):
     assert printed["left_out"] == {"chrUn_x": "unplaced", "chrEBV": "Epstein-Barr virus"}
 
 
+@pytest.mark.parametrize("verb", ["pack", "split"])
+def test_nothing_is_replaced_unasked(fasta, tmp_path, verb):
+    out = tmp_path / "precious.h5"
+    out.write_bytes(b"\x89HDF\r\n\x1a\n precious")
+    with pytest.raises(UsageError, match=r"precious\.h5 exists; give another name, or --overwrite"):
+        run(verb, fasta, "-o", out)
+    assert out.read_bytes().endswith(b"precious")
+    run(verb, fasta, "-o", out, "--overwrite")
+    assert not out.read_bytes().endswith(b"precious")
+
+
 def test_failures_are_ours(fasta, tmp_path):
     with pytest.raises(FastaError, match="No such file"):
         run("pack", tmp_path / "none.fa")

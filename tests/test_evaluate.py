@@ -395,3 +395,9 @@ def test_command_refuses(workplace: Path, arguments: tuple[object, ...], code: i
     refused = hyena("--fasta", "genome.fa", *arguments)
     assert refused.exit_code == code
     assert message in refused.stderr
+
+
+def test_command_does_not_take_the_bundled_genome_for_another(workplace: Path) -> None:
+    result = hyena()
+    assert result.exit_code == 2
+    assert "model was trained on genome.fa; say by --fasta where that, or another genome, is" in result.stderr

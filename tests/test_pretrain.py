@@ -1,5 +1,6 @@
 """Whole runs: exact resumption after every kind of death, and what a run refuses."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -26,7 +27,7 @@ from pretraining import (
 
 from hyenadna import HyenaDNA, files
 from hyenadna.model.language_model import Output
-from hyenadna.pretrain import plan
+from hyenadna.pretrain import monitor, plan, train
 from hyenadna.pretrain.module import PretrainModule
 from hyenadna.pretrain.optimizer import cosine
 from hyenadna.pretrain.run_folder import RunFolder
@@ -179,6 +180,51 @@ def test_a_genome_that_changed_is_refused(fasta, tmp_path):
     code, _, err = hyena(*command)
     assert code == 2 and "the genomes are not those that" in err.splitlines()[-1]
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == weights
+
+
+def test_a_model_that_is_gone_is_missed(fasta, tmp_path):
+    command = ("pretrain", "--fasta", fasta, *QUICK, "--out", tmp_path / "run")
+    assert hyena(*command)[0] == 0
+    shutil.rmtree(tmp_path / "run/model")
+    code, out, err = hyena(*command)
+    assert code == 2 and out == "" and "run/model, the best model so far, is missing" in err.splitlines()[-1]
+
+
+def test_other_windows_are_refused(fasta, tmp_path, monkeypatch):
+    command = ("pretrain", "--fasta", fasta, *QUICK, "--out", tmp_path / "run")
+    assert hyena(*command)[0] == 0
+    real = train.stages
+
+    def rounded_down(config):
+        warmup, micro_batches = real(config)
+        fewer = [dataclasses.replace(stage, windows=stage.windows - 1) for stage in warmup.stages]
+        return dataclasses.replace(warmup, stages=tuple(fewer)), micro_batches
+
+    monkeypatch.setattr(train, "stages", rounded_down)
+    code, _, err = hyena(*command)
+    assert code == 2 and "take a number of devices that divides these" in err.splitlines()[-1]
+
+
+def test_a_signal_does_not_wait_for_a_long_validation(fasta, tmp_path, monkeypatch):
+    """The last checkpoint stands, and the validation is made again: the run ends as if nothing had been."""
+    monkeypatch.setattr(monitor, "_PATIENCE_S", 0.2)
+    real, slow = monitor.Monitor.validate, [True]
+
+    def validate(self, trainer, module):
+        if module.step == 8 and slow and slow.pop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(300):
+                time.sleep(0.1)
+        return real(self, trainer, module)
+
+    monkeypatch.setattr(monitor.Monitor, "validate", validate)
+    command = ("pretrain", "--fasta", fasta, *QUICK, "--out", tmp_path / "run")
+    code, _, err = hyena(*command)
+    assert code == 143 and "saved at step 6 in" in err.splitlines()[-1]
+    code, _, err = hyena(*command)
+    assert code == 0, err
+    assert hyena("pretrain", "--fasta", fasta, *QUICK, "--out", tmp_path / "again")[0] == 0
+    assert_same_run(tmp_path / "again", tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(fasta, tmp_path, quick):

@@ -32,7 +32,7 @@ def checkpoint(step):
     torch.manual_seed(step)
     weights = {"w": torch.randn(50, 50)}
     return Checkpoint(
-        step, weights, {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}, Best(1.9, 3), 2, ("ab",)
+        step, weights, {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}, Best(1.9, 3), 2, ("ab",), (4, 2)
     )
 
 
@@ -210,8 +210,9 @@ def test_the_lock_is_told(folder):
 
 
 def test_the_best_of_a_finished_run(folder):
-    for step, valid in ((1, math.nan), (2, 1.95), (3, 1.93), (4, 1.94)):
-        folder.append_metrics(row(step, valid_bits_per_base=valid))
+    folder.enter(dataclasses.replace(CONFIG, fasta=("a.fa:2", "b.fa:1")), overwrite=False)
+    folder.save(checkpoint(4), keep_last=1)
     result = folder.result()
-    assert result["step"] == 3 and result["valid_bits_per_base"] == 1.93
-    assert "1.9300 bits per base at step 3 of 4" in result["text"] and str(folder.model) in result["text"]
+    assert result["step"] == 3 and result["valid_bits_per_base"] == 1.9
+    assert "1.9000 bits per base at step 3 of 4" in result["text"]
+    assert result["text"].endswith(f"next      hyena evaluate -m {folder.model} --fasta a.fa")

@@ -66,7 +66,6 @@ def takes_config(config: type[Config]) -> Callable[[Callable[..., None]], Callab
         signature = inspect.Signature([context, *parameters, file, *keyword_own])
         command.__signature__ = signature  # type: ignore[attr-defined]
         command.__doc__, command.__name__ = function.__doc__, function.__name__
-        command.command_class = ManyValues  # type: ignore[attr-defined]
         return command
 
     return decorate
@@ -90,6 +89,11 @@ def parse(config: type[Config], file: Path | None, flags: dict[str, Any]) -> Con
             raise UsageError(f"--config {file} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise UsageError(f"--config {file} must hold names and values, like `lr: 0.001`")
+    for one, other in getattr(config, "ALTERNATIVES", ()):
+        if one in flags:
+            values.pop(other, None)
+        if other in flags:
+            values.pop(one, None)
     try:
         return TypeAdapter(config).validate_python(values | flags)
     except ValidationError as error:

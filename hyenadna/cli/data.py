@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Pack genomes, and show how they are split.")
 
 _Fasta = Annotated[Path, typer.Argument(help="FASTA file, plain, gzip or BGZF; or a pack.", show_default=False)]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -26,12 +27,14 @@ def pack_command(
         Path | None,
         typer.Option("--out", "-o", help="The pack. Default: beside the FASTA, or in the user's cache."),
     ] = None,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Pack a FASTA file into HDF5, as training reads it. Example: hyena data pack hg38.fa.gz"""
     from hyenadna.data.packed import Pack, pack, packed
 
     if out is not None:
+        _refuse_to_replace(out, overwrite)
         pack(fasta, out)
     result = Pack.open(out) if out is not None else packed(fasta)
     contents = {
@@ -56,6 +59,7 @@ def split_command(
         typer.Option(help="Regular expression of contigs to keep, or 'all'. Default: no copies, nothing unplaced."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the split as JSON to this file.")] = None,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Show which parts of a genome train or are held out. Example: hyena data split hg38.fa --max-length 32768"""
@@ -64,6 +68,8 @@ def split_command(
     from hyenadna.data.splits import hashed_split
     from hyenadna.files import write_json
 
+    if out is not None:
+        _refuse_to_replace(out, overwrite)
     pack = packed(fasta)
     kept = kept_contigs(pack.lengths, contigs)
     split = hashed_split(kept.intervals, pack, max_length)
@@ -95,6 +101,13 @@ def _report(pack: "Pack", kept: "Contigs", split: "Split") -> list[str]:
             + ("-" if gc is None else f"{gc:.4f}")
         )
     return lines
+
+
+def _refuse_to_replace(out: Path, overwrite: bool) -> None:
+    from hyenadna.errors import UsageError
+
+    if out.exists() and not overwrite:
+        raise UsageError(f"-o {out} exists; give another name, or --overwrite to replace it")
 
 
 def _some(names: list[str]) -> str:

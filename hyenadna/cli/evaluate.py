@@ -74,12 +74,15 @@ def evaluate(
 
     from hyenadna.data.genomes import ecoli
     from hyenadna.data.packed import packed
-    from hyenadna.machine import available_cpus, torch_device
+    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
     from hyenadna.model.language_model import HyenaDNA
 
     torch.set_num_threads(threads or available_cpus())
+    keep_freed_memory()
     place = torch_device(device)
     pack = packed(fasta or ecoli())
+    if fasta is None:
+        _refuse_the_bundled(model, pack)
     network = HyenaDNA.from_pretrained(model, device=place)
     data = _data(model, network.config.filter_length, pack, split, contigs, length)
     result, markov_provenance = _measure(network, data, beds, max_bases, "float32" if dtype == "auto" else dtype)
@@ -212,6 +215,24 @@ def _stored_split(model: str, pack: "Pack") -> "Split | None":
             f"(SHA-256 {pack.sequence_sha256[:12]}, not {known[0].sequence_sha256[:12]}): the stored split is used"
         )
     return (same or known)[0]
+
+
+def _refuse_the_bundled(model: str, pack: "Pack") -> None:
+    """Without --fasta the bundled genome is taken, which must not happen to a model of another genome unnoticed.
+
+    Raises
+    ------
+    UsageError              the model stores splits, and none of them is of the bundled genome
+    """
+    from hyenadna.data.splits import read_splits
+    from hyenadna.model.hub import find_model
+
+    path = find_model(model) / "split.json"
+    sources = [split.source for split in read_splits(path)] if path.exists() else []
+    if sources and _stored_split(model, pack) is None:
+        raise UsageError(
+            f"{model} was trained on {', '.join(sources)}; say by --fasta where that, or another genome, is"
+        )
 
 
 def _model_provenance(model: str, network: "HyenaDNA") -> dict[str, Any]:

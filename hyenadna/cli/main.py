@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from hyenadna import __version__
+from hyenadna.cli.config_flags import ManyValues
 from hyenadna.errors import HyenaError, HyenaWarning, Interrupted, OutOfMemory
 from hyenadna.progress import notice, set_quiet
 
@@ -46,7 +47,7 @@ class _Verbs(TyperGroup):
                     registered.callback = guarded(registered.callback)
         else:
             function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
-            target.command(cmd_name, cls=getattr(function, "command_class", None))(guarded(function))
+            target.command(cmd_name, cls=ManyValues)(guarded(function))
         command = typer.main.get_command(target)
         command.name = cmd_name
         return command

@@ -23,7 +23,7 @@ def pretrain(
     from hyenadna.pretrain import plan, train
 
     if dry_run:
-        report = plan.dry_run(config)
+        report = plan.dry_run(config, overwrite=overwrite)
         typer.echo(json.dumps(report, indent=2) if as_json else report["text"])
         return
     folder = train.pretrain(config, overwrite=overwrite)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hyenadna.errors import UsageError
 from hyenadna.model.config import Size
@@ -54,6 +54,9 @@ class PretrainConfig:
 
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
+    ALTERNATIVES: ClassVar = (("steps", "tokens"), ("warmup_share", "warmup_steps"))
+    """Fields of which one may be set; a flag takes the place of the other in a file."""
+
     fasta: tuple[str, ...] = ()
     """FASTA files (plain, BGZF or gzip), each FILE or FILE:WEIGHT; windows are drawn in proportion to the weights
     (default: the files' sizes in bases). Without any, the bundled E. coli genome."""
@@ -76,7 +79,7 @@ class PretrainConfig:
     steps: int | None = None
     """Optimizer steps of the run."""
     tokens: float | None = None
-    """Tokens of the run, instead of steps (default: 8 million on a CPU, 2.5 billion on a GPU)."""
+    """Tokens of the run, instead of steps (default: 6 million on a CPU, 2.5 billion on a GPU)."""
     lr: float | None = None
     """Highest learning rate (default: 6e-4 on a GPU; on a CPU 5e-3 at width 128, less in proportion if wider)."""
     filter_lr: float | None = None
@@ -104,9 +107,9 @@ class PretrainConfig:
     contigs: str | None = None
     """Contigs to use: a regular expression, or 'all' (default: no alternates, decoys, unplaced and the like)."""
     valid_contigs: tuple[str, ...] = ()
-    """Contigs held out for validation, instead of hashed blocks."""
+    """Contigs held out for validation, instead of hashed blocks; every FASTA file needs them."""
     test_contigs: tuple[str, ...] = ()
-    """Contigs held out for testing, instead of hashed blocks."""
+    """Contigs held out for testing, instead of hashed blocks; every FASTA file needs them."""
     split_bed: Path | None = None
     """BED file whose fourth column says train, valid or test, instead of hashed blocks."""
     valid_every: int | None = None
@@ -135,10 +138,12 @@ class PretrainConfig:
     """Where metrics go besides metrics.csv."""
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.tokens is not None:
-            raise UsageError("both --steps and --tokens are given; a run has one length: leave one out")
-        if self.warmup_share is not None and self.warmup_steps is not None:
-            raise UsageError("both --warmup-share and --warmup-steps are given; leave one out")
+        for one, other in self.ALTERNATIVES:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                flags = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
+                raise UsageError(f"both {flags} are given; leave one out")
+        if bool(self.valid_contigs) != bool(self.test_contigs):
+            raise UsageError("--valid-contigs and --test-contigs go together; name contigs for both")
         if self.split_bed is not None and (self.valid_contigs or self.test_contigs):
             raise UsageError("both --split-bed and held-out contigs are given; leave one out")
         for names, fits, allowed in _ALLOWED:

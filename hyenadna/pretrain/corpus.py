@@ -2,13 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hyenadna.data.genomes import ecoli
 from hyenadna.data.intervals import kept_contigs, read_bed
 from hyenadna.data.packed import Pack, packed
 from hyenadna.data.sampler import Source, Windows, WindowSampler, validation_windows
-from hyenadna.data.splits import Split, bed_split, contig_split, hashed_split, splits_to_json
+from hyenadna.data.splits import Part, Split, bed_split, contig_split, hashed_split, splits_to_json
 from hyenadna.data.tokenizer import A
 from hyenadna.errors import InputError, UsageError
 from hyenadna.pretrain.config import PretrainConfig
@@ -91,10 +91,11 @@ class Corpus:
         lines = []
         for genome in self.genomes:
             split = genome.split
-            lines.append(
-                f"{genome.pack.source}: {len(genome.pack.names)} contigs, {sum(genome.pack.lengths.values()):,} bases"
-            )
-            for part in ("train", "valid", "test"):
+            used = {interval.contig for part in get_args(Part) for interval in split.part(part)}
+            kept = [name for name in genome.pack.names if name in used]
+            named = ", ".join(kept[:8]) + (f" and {len(kept) - 8} more" if len(kept) > 8 else "")
+            lines.append(f"{genome.pack.source}: {len(kept)} of {len(genome.pack.names)} contigs: {named}")
+            for part in get_args(Part):
                 gc = split.gc[part]
                 share = "" if gc is None else f", GC {gc:.1%}"
                 lines.append(f"  {part:<6}{split.bases(part):>15,} bases in {len(split.part(part))} intervals{share}")

@@ -88,7 +88,8 @@ class PretrainModule(pl.LightningModule):
     train_bits : float              bits per base of the last step, SEP left out
     gradient_norm : float           of the last step, before clipping
     busy : bool                     whether weights or files are being changed, so that a signal has to wait
-    stop : bool                     set to end the run after the current step; all ranks then learn of it
+    stop_requested : bool           set to end the run; the other ranks learn of it with the next step
+    stop : bool                     whether any rank had asked for the end when the step was made: the same on all ranks
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class PretrainModule(pl.LightningModule):
         self.model, self.config, self.sampler, self.warmup = model, config, sampler, warmup
         self.micro_batches = micro_batches
         self.step, self.train_bits, self.gradient_norm = 0, math.nan, math.nan
-        self.busy = self.stop = False
+        self.busy = self.stop_requested = self.stop = False
         self.optimizer: torch.optim.AdamW | None = None
         self.optimizer_state: dict[str, object] | None = None  # of the checkpoint that the run resumes from
         self._sums = torch.zeros(3, dtype=torch.float64)  # scored targets, scored bases, nats of the bases
@@ -151,7 +152,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide by the scored targets of all ranks, check, clip, and set the learning rate."""
-        sums = torch.cat([self._sums, self._sums.new_tensor([self.stop])])
+        sums = torch.cat([self._sums, self._sums.new_tensor([self.stop_requested])])
         totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(totals, Tensor)
         targets, bases, nats, stop = totals.tolist()
@@ -165,7 +166,7 @@ class PretrainModule(pl.LightningModule):
         self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip))
         self.train_bits = nats / max(bases, 1) / math.log(2)
         if not (math.isfinite(self.gradient_norm) and math.isfinite(nats)):
-            raise NotFiniteError(self._blame())
+            raise NotFiniteError(self._blame(elsewhere=not math.isfinite(nats) and self._not_finite is None))
         share = cosine(
             self.step,
             self.warmup.steps,
@@ -181,7 +182,9 @@ class PretrainModule(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.step += 1
 
-    def _blame(self) -> str:
+    def _blame(self, *, elsewhere: bool) -> str:
+        if elsewhere:
+            return f"the loss of step {self.step + 1} is not finite on another rank, which names its windows"
         micro_batch = self._not_finite
         chosen = range(self.micro_batches) if micro_batch is None else [micro_batch]
         loci = [

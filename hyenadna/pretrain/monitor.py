@@ -3,7 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,9 @@ from hyenadna.progress import Job
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The last is what SLURM sends when the job's time runs out."""
+
+_PATIENCE_S = 20.0
+"""How long a signal waits for a validation: clusters kill 30 seconds after they warn."""
 
 
 class Monitor(pl.Callback):
@@ -38,14 +42,17 @@ class Monitor(pl.Callback):
         self.validation = corpus.validation(config, config.max_length)
         self.best = Best(math.inf, 0)
         self.signal_number: int | None = None
-        self._saved_step = -1
+        self.saved_step = self._recorded_step = 0
         self._handlers: dict[int, Any] = {}
         self._job: Job | None = None
+        self._may_give_up = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning set its own handlers."""
         module = _module(pl_module)
+        self._recorded_step = module.step
         self._handlers = {number: signal.signal(number, self._handler(module)) for number in _SIGNALS}
+        self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         tokens = _tokens(module, module.step)
         if trainer.is_global_zero:
             self._job = Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens)
@@ -62,15 +69,18 @@ class Monitor(pl.Callback):
         assert self.config.valid_every is not None and self.config.checkpoint_every is not None
         row = self._row(module)
         if step % self.config.valid_every == 0 or step == steps:
-            row["valid_bits_per_base"] = self.validate(trainer, module)
+            with self._patience(trainer):
+                row["valid_bits_per_base"] = self.validate(trainer, module)
         if trainer.is_global_zero:
             self._record(trainer, module, row)
+            self._recorded_step = step
             if row["valid_bits_per_base"] < self.best.bits_per_base:
                 self.best = Best(row["valid_bits_per_base"], step)
                 self._save_model(module)
             if step % self.config.checkpoint_every == 0 or step == steps:
                 self.save(module)
-        trainer.should_stop = module.stop
+        # a rank that stopped by itself would leave the others waiting
+        trainer.should_stop = module.stop or (module.stop_requested and trainer.world_size == 1)
         module.busy = False
         self._step_start = time.monotonic()
 
@@ -101,11 +111,15 @@ class Monitor(pl.Callback):
         nats, bases = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return float(nats / max(bases, 1) / math.log(2))
 
+    def save_recorded(self, module: PretrainModule) -> int:
+        """Save the last step unless its validation was given up, and say which step is the last one saved."""
+        if module.optimizer is not None and module.step == self._recorded_step != self.saved_step:
+            self.save(module)
+        return self.saved_step
+
     def save(self, module: PretrainModule) -> None:
-        """Write a checkpoint of the last whole step, unless it is already there."""
+        """Write a checkpoint of the step that was just made."""
         assert module.optimizer is not None
-        if module.step == self._saved_step:
-            return
         state = Checkpoint(
             step=module.step,
             model=module.model.state_dict(),
@@ -113,9 +127,10 @@ class Monitor(pl.Callback):
             best=self.best,
             threads=torch.get_num_threads(),
             sequences=self.corpus.sequences,
+            windows=tuple(stage.windows for stage in module.warmup.stages),
         )
         self.folder.save(state, self.config.keep_last)
-        self._saved_step = module.step
+        self.saved_step = module.step
 
     def _save_model(self, module: PretrainModule) -> None:
         steps, model = module.warmup.steps, module.model
@@ -154,15 +169,31 @@ class Monitor(pl.Callback):
                 detail += f"  (best valid {self.best.bits_per_base:.4f})"
             self._job.advance(stage.windows * stage.length, detail)
 
+    @contextmanager
+    def _patience(self, trainer: pl.Trainer) -> Iterator[None]:
+        """A signal waits for the validation, but not for ever: then it is given up, and the last checkpoint stands."""
+        self._may_give_up = trainer.world_size == 1
+        try:
+            yield
+        finally:
+            self._may_give_up = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        if self._may_give_up and self.signal_number is not None:
+            raise Interrupted(self.signal_number, "")
+
     def _handler(self, module: PretrainModule) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
             if self.signal_number is not None:
                 raise Interrupted(number, "interrupted a second time; the last checkpoint stands")
-            self.signal_number, module.stop = number, True
+            self.signal_number, module.stop_requested = number, True
             # a step at long context may take minutes: leave it, unless weights or files are just being changed or
             # other ranks wait for this one; then the step is finished first
             if module.trainer.world_size == 1 and not module.busy:
                 raise Interrupted(number, "")
+            if self._may_give_up:
+                signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
 
         return handle
 

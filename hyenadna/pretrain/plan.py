@@ -7,16 +7,17 @@ from typing import Any
 import torch
 
 from hyenadna.errors import UsageError
-from hyenadna.machine import available_cpus, torch_device, total_memory
+from hyenadna.machine import available_cpus, keep_freed_memory, torch_device, total_memory
 from hyenadna.model.config import HyenaConfig, named_size
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.estimate import training_memory, training_rate
 from hyenadna.pretrain.length_warmup import LengthWarmup, length_warmup
+from hyenadna.pretrain.run_folder import RunFolder
 from hyenadna.progress import duration, quantity
 
-_OF_THE_MACHINE = ("batch_tokens", "micro_batch_tokens", "checkpoint_activations", "lr", "filter_lr")
+_OF_THE_MACHINE = ("batch_tokens", "micro_batch_tokens", "checkpoint_activations", "lr", "filter_lr", "dtype")
 """Defaults that depend on the machine; a run that moves to another one keeps what it had."""
 
 
@@ -28,7 +29,9 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
     UsageError              batch and micro-batch do not fit the length or the number of devices
     """
     if stored is not None:
-        open_fields = [name for name in _OF_THE_MACHINE if getattr(config, name) is None]
+        open_fields = [name for name in _OF_THE_MACHINE if getattr(config, name) in (None, "auto")]
+        if config.steps is None and config.tokens is None:
+            open_fields.append("steps")
         config = dataclasses.replace(config, **{name: getattr(stored, name) for name in open_fields})
     device = torch_device(config.device)
     on_gpu = device.type == "cuda"
@@ -40,7 +43,7 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
     # of what there is, not of what is free at the moment: all ranks must come to the same plan
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else total_memory() // config.devices
     micro, checkpoint = _micro_batch(config, model, max_length, batch_tokens // world, half, memory)
-    steps = config.steps or max(1, round((config.tokens or (2.5e9 if on_gpu else 8e6)) / batch_tokens))
+    steps = config.steps or max(1, round((config.tokens or (2.5e9 if on_gpu else 6e6)) / batch_tokens))
     # the published rate goes with the large batches of a GPU; the small ones of a CPU were tuned on E. coli
     lr = config.lr or (6e-4 if on_gpu else 5e-3 * 128 / model.d_model)
     return dataclasses.replace(
@@ -115,16 +118,18 @@ def new_model(config: PretrainConfig) -> HyenaDNA:
     return model
 
 
-def dry_run(config: PretrainConfig, seconds: float = 4.0) -> dict[str, Any]:
+def dry_run(config: PretrainConfig, *, overwrite: bool = False, seconds: float = 4.0) -> dict[str, Any]:
     """Check all inputs, train for a few seconds in memory, and say what the whole run will take.
 
     Returns
     -------
     dict                    text (for a person), nt_per_second by length, seconds, memory_bytes
     """
-    config = resolved(config)
+    config = resolved(config, None if overwrite else RunFolder(config.out).stored())
     assert config.threads is not None and config.max_length is not None
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    RunFolder(config.out).check(config, overwrite=overwrite)
     corpus = Corpus.of(config, config.max_length)
     warmup, micro_batches = stages(config)
     world = config.devices * config.nodes

@@ -53,6 +53,8 @@ class Checkpoint(NamedTuple):
     """CPU threads that computed it; another number rounds differently."""
     sequences: tuple[str, ...]
     """SHA-256 of each genome's sequence."""
+    windows: tuple[int, ...]
+    """Windows of a step in each stage."""
 
 
 class RunFolder:
@@ -70,33 +72,46 @@ class RunFolder:
         with lock(self.path / ".lock", busy):
             yield
 
-    def enter(self, config: PretrainConfig, *, overwrite: bool) -> Path | None:
-        """Make the folder ready for a run, and say which checkpoint the run continues from, if any.
+    def check(self, config: PretrainConfig, *, overwrite: bool) -> None:
+        """Nothing, if the folder can take this run; changes nothing.
 
         Raises
         ------
-        RunFolderError          the folder holds something else, or a run with another configuration
+        RunFolderError          it is a file, holds something else, or a run with another configuration
         """
-        self._sweep()
-        if self.training.exists():
-            restore_folder(self.model)
-            if overwrite:
-                self._clear()
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunFolderError(f"--out {self.path} is a file; name a folder")
         if not self.training.exists():
-            foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name != ".lock")
+            foreign = sorted(
+                p.name for p in self.path.iterdir() if p.name != ".lock" and not _TEMPORARY.fullmatch(p.name)
+            )
             if foreign:
                 raise RunFolderError(
                     f"{self.path} holds {', '.join(foreign[:5])} and no run; name a new or an empty folder by --out"
                 )
-            write_text(self.training, to_yaml(config))
-            return None
-        differing = differing_fields(config, read_yaml(self.training))
-        if differing:
+        elif not overwrite and (differing := differing_fields(config, read_yaml(self.training))):
             named = ", ".join(f"{name} ({theirs} there, {ours} now)" for name, (ours, theirs) in differing.items())
             raise RunFolderError(
                 f"{self.path} holds a run that differs in {named}; give the same, name another folder by --out, "
                 "or start anew with --overwrite"
             )
+
+    def enter(self, config: PretrainConfig, *, overwrite: bool) -> Path | None:
+        """Make the folder ready for a run, and say which checkpoint the run continues from, if any.
+
+        Raises
+        ------
+        RunFolderError          as `check`
+        """
+        self.check(config, overwrite=overwrite)
+        self._sweep()
+        restore_folder(self.model)
+        if overwrite and self.training.exists():
+            self._clear()
+        if not self.training.exists():
+            write_text(self.training, to_yaml(config))
         checkpoints = self.saved()
         return checkpoints[-1] if checkpoints else None
 
@@ -145,23 +160,16 @@ class RunFolder:
 
     def result(self) -> dict[str, Any]:
         """What a finished run came to: where things are, and the validation that chose the model."""
-        rows = read_metrics(self.metrics)
-        best = min(
-            (row for row in rows if not math.isnan(row["valid_bits_per_base"])),
-            key=lambda row: row["valid_bits_per_base"],
-        )
-        bits, step = best["valid_bits_per_base"], int(best["step"])
+        checkpoint = read_checkpoint(self.saved()[-1])
+        stored = self.stored()
+        fasta = f" --fasta {stored.fasta[0].rpartition(':')[0] or stored.fasta[0]}" if stored and stored.fasta else ""
+        bits, step = checkpoint.best
         text = (
             f"model     {self.model}\ncurves    {self.curves}\nmetrics   {self.metrics}\n"
-            f"valid     {bits:.4f} bits per base at step {step:,} of {rows[-1]['step']:,.0f}\n"
-            f"next      hyena evaluate -m {self.model}"
+            f"valid     {bits:.4f} bits per base at step {step:,} of {checkpoint.step:,}\n"
+            f"next      hyena evaluate -m {self.model}{fasta}"
         )
-        return {
-            "text": text,
-            "model": str(self.model),
-            "step": step,
-            "valid_bits_per_base": bits,
-        }
+        return {"text": text, "model": str(self.model), "step": step, "valid_bits_per_base": bits}
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written."""

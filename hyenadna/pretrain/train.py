@@ -1,6 +1,7 @@
 """A pretraining run from its configuration to its model folder."""
 
 import logging
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from hyenadna import plots
 from hyenadna.errors import Interrupted, MissingExtra, NotFiniteError, RunFolderError
-from hyenadna.machine import torch_device
+from hyenadna.machine import keep_freed_memory, torch_device
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.length_warmup import LengthWarmup
 from hyenadna.pretrain.module import PretrainModule
 from hyenadna.pretrain.monitor import Monitor
 from hyenadna.pretrain.plan import describe, new_model, resolved, stages
-from hyenadna.pretrain.run_folder import METRICS, RunFolder, read_checkpoint, read_metrics
+from hyenadna.pretrain.run_folder import METRICS, Checkpoint, RunFolder, read_checkpoint, read_metrics
 from hyenadna.progress import notice
 
 
@@ -37,6 +38,9 @@ def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> RunFolder:
     config = resolved(config, None if overwrite else folder.stored())
     assert config.threads is not None and config.max_length is not None
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    if is_main_process():
+        folder.check(config, overwrite=overwrite)
     corpus = Corpus.of(config, config.max_length)
     warmup, micro_batches = stages(config)
     if not is_main_process():
@@ -64,22 +68,19 @@ def _fit(
         trainer.fit(module)
     except NotFiniteError:
         if trainer.is_global_zero:
-            monitor.save(module)
+            monitor.save_recorded(module)
         raise
     except Interrupted:
         if monitor.signal_number is None or module.optimizer is None:
             raise
     if not trainer.is_global_zero:
         return
-    if module.step < warmup.steps and module.optimizer is not None:
-        monitor.save(module)
+    saved_step = monitor.save_recorded(module)
     if folder.metrics.exists():
         _draw_curves(folder)
-    if module.step < warmup.steps:
-        number = monitor.signal_number or 15
-        raise Interrupted(
-            number, f"saved at step {module.step} in {folder.path}; the same command continues from there"
-        )
+    if saved_step < warmup.steps:
+        number = monitor.signal_number or signal.SIGTERM
+        raise Interrupted(number, f"saved at step {saved_step} in {folder.path}; the same command continues from there")
 
 
 def _draw_curves(folder: RunFolder) -> None:
@@ -106,7 +107,7 @@ class Resume(pl.Callback):
 
         Raises
         ------
-        RunFolderError          the genomes have changed since the checkpoint was written
+        RunFolderError          the checkpoint is of other genomes or other windows, or its model is missing
         """
         assert isinstance(pl_module, PretrainModule)
         path = trainer.strategy.broadcast(self.checkpoint)
@@ -115,13 +116,10 @@ class Resume(pl.Callback):
         if path is None:
             return
         state = read_checkpoint(path)
-        if state.sequences != self.monitor.corpus.sequences:
-            raise RunFolderError(
-                f"the genomes are not those that {self.monitor.folder.path} was trained on; give the same FASTA files, "
-                "or start anew with --overwrite"
-            )
+        self._check(state, pl_module)
         pl_module.model.load_state_dict(state.model)
         pl_module.optimizer_state, pl_module.step, self.monitor.best = state.optimizer, state.step, state.best
+        self.monitor.saved_step = state.step
         if trainer.is_global_zero:
             done = "; the run is complete" if state.step >= pl_module.warmup.steps else ""
             notice(f"resumed at step {state.step}{done}")
@@ -130,6 +128,23 @@ class Resume(pl.Callback):
                     f"the checkpoint was computed with {state.threads} threads, this run uses "
                     f"{torch.get_num_threads()}: results will differ in the last digits; --threads sets the number"
                 )
+
+    def _check(self, state: Checkpoint, module: PretrainModule) -> None:
+        folder, windows = self.monitor.folder, tuple(stage.windows for stage in module.warmup.stages)
+        if state.sequences != self.monitor.corpus.sequences:
+            raise RunFolderError(
+                f"the genomes are not those that {folder.path} was trained on; give the same FASTA files, or start "
+                "anew with --overwrite"
+            )
+        if state.windows != windows:
+            raise RunFolderError(
+                f"on this number of devices the stages have {windows} windows a step, but {state.windows} in "
+                f"{folder.path}; take a number of devices that divides these"
+            )
+        if state.best.step and not folder.model.is_dir():
+            raise RunFolderError(
+                f"{folder.model}, the best model so far, is missing; put it back, or start anew with --overwrite"
+            )
 
 
 def _trainer(config: PretrainConfig, monitor: Monitor, micro_batches: int, resume: Resume) -> pl.Trainer:
