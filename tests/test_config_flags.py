@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hyenadna.cli.config_flags import parse, takes_config
+from hyenadna.cli.config_flags import ManyValues, parse, takes_config
 from hyenadna.errors import UsageError
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.run_folder import read_yaml, to_yaml
@@ -48,7 +48,7 @@ def oven(monkeypatch):
         got.update(config=config, twice=twice)
 
     app = typer.Typer(rich_markup_mode=None)
-    app.command(cls=bake.command_class)(bake)
+    app.command(cls=ManyValues)(bake)
 
     def run(*arguments):
         got.clear()
@@ -139,6 +139,7 @@ def test_bad_flags_end_with_2(oven, arguments):
             steps=3,
             betas=(0.8, 0.9),
             valid_contigs=("1",),
+            test_contigs=("2",),
             checkpoint_activations=False,
             lr=1e-4,
             contigs="chr[0-9]+",
@@ -157,7 +158,10 @@ def test_a_configuration_survives_yaml(tmp_path, config):
     [
         ({"steps": 3, "tokens": 1e6}, "both --steps and --tokens"),
         ({"warmup_share": 0.1, "warmup_steps": 3}, "both --warmup-share and --warmup-steps"),
-        ({"split_bed": Path("a.bed"), "test_contigs": ("1",)}, "both --split-bed and held-out contigs"),
+        (
+            {"split_bed": Path("a.bed"), "test_contigs": ("1",), "valid_contigs": ("2",)},
+            "both --split-bed and held-out",
+        ),
         ({"devices": 0}, "--devices is 0; it must be at least 1"),
         ({"tokens": 0.5}, "--tokens is 0.5; it must be at least 1"),
         ({"dropout": 1.0}, "--dropout is 1.0; it must be at least 0 and below 1"),

@@ -72,8 +72,13 @@ def test_what_a_run_leaves(whole, fasta):
     best = min(validated, key=validated.get)
     assert f"{validated[best]:.4f} bits per base at step {best} of 80" in out and str(run / "model") in out
     assert float(rows[-1]["bits_per_base"]) < float(rows[0]["bits_per_base"])
-    for said in ("chr1", "left out", "16 bases       20 steps of 8 windows", "64 bases       40 steps of 2 windows"):
-        assert (said in err) == (said not in ("chr1", "left out"))  # contigs are counted; none was left out
+    for said in (
+        "1 of 1 contigs: chr1",
+        "left out",
+        "16 bases       20 steps of 8 windows",
+        "64 bases       40 steps of 2 windows",
+    ):
+        assert (said in err) == (said != "left out")
     description = json.loads((run / "model/config.json").read_text())
     assert description["training"]["step"] == best and description["training"]["data"][0]["source"] == "a.fa"
     assert (run / "model/split.json").exists() and "a.fa" in (run / "model/README.md").read_text()
@@ -330,7 +335,7 @@ def test_no_space_left(fasta, tmp_path, monkeypatch, call):
 def test_dry_run_writes_nothing(fasta, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rehearse = plan.dry_run
-    monkeypatch.setattr(plan, "dry_run", lambda config: rehearse(config, seconds=0.05))
+    monkeypatch.setattr(plan, "dry_run", lambda config, overwrite: rehearse(config, overwrite=overwrite, seconds=0.05))
     before = sorted(fasta.parent.iterdir())
     command = ("pretrain", "--fasta", fasta, *QUICK, "--dry-run")
     code, out, _ = hyena(*command)
@@ -357,7 +362,8 @@ def test_dry_run_writes_nothing(fasta, tmp_path, monkeypatch):
         (("--micro-batch-tokens", "32"), 2, "--micro-batch-tokens 32 holds no window of 64 bases"),
         (("--device", "cuda:9"), 2, "--device cuda:9: torch sees"),
         (("--max-length", "20000"), 3, "20,000"),
-        (("--valid-contigs", "chr7"), 3, "chr7"),
+        (("--valid-contigs", "chr7", "--test-contigs", "chr8"), 3, "chr7"),
+        (("--valid-contigs", "chr7"), 2, "--valid-contigs and --test-contigs go together"),
         (("--contigs", "none"), 2, "none"),
         (("--steps", "3", "--warmup-steps", "2"), 2, "3 steps end before the length warm-up does, at step 4"),
     ],

@@ -210,7 +210,7 @@ def test_the_lock_is_told(folder):
 
 
 def test_the_best_of_a_finished_run(folder):
-    folder.enter(dataclasses.replace(CONFIG, fasta=("a.fa:2", "b.fa:1")), overwrite=False)
+    folder.enter(dataclasses.replace(CONFIG, fasta=("a.fa:2", "b.fa:1")), overwrite=True)
     folder.save(checkpoint(4), keep_last=1)
     result = folder.result()
     assert result["step"] == 3 and result["valid_bits_per_base"] == 1.9
