@@ -122,6 +122,13 @@ def test_killed_and_signalled_it_ends_as_if_nothing_had_been(whole, fasta, tmp_p
     assert_same_run(whole[0], run)
 
 
+def test_signals_are_given_back(fasta, tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    assert hyena("pretrain", "--fasta", fasta, *QUICK, "--out", tmp_path / "run")[0] == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def test_a_finished_run_trains_nothing(whole, fasta, monkeypatch):
     run, out, _ = whole
     monkeypatch.setattr(PretrainModule, "training_step", lambda *_: pytest.fail("it trains"))

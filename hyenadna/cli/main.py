@@ -42,13 +42,14 @@ class _Verbs(TyperGroup):
         module, name = VERBS[cmd_name].split(":")
         target = getattr(importlib.import_module(module), name)
         if isinstance(target, typer.Typer):
+            verb = typer.Typer(no_args_is_help=True, add_completion=False, help=target.info.help, rich_markup_mode=None)
             for registered in target.registered_commands:
-                if registered.callback is not None and not hasattr(registered.callback, "guarded"):
-                    registered.callback = guarded(registered.callback)
+                assert registered.callback is not None
+                verb.command(registered.name, cls=ManyValues)(guarded(registered.callback))
         else:
-            function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
-            target.command(cmd_name, cls=ManyValues)(guarded(function))
-        command = typer.main.get_command(target)
+            verb = typer.Typer(add_completion=False, rich_markup_mode=None)
+            verb.command(cmd_name, cls=ManyValues)(guarded(target))
+        command = typer.main.get_command(verb)
         command.name = cmd_name
         return command
 
@@ -88,7 +89,6 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     ]
     signature = inspect.signature(function)
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *parameters])  # type: ignore[attr-defined]
-    command.guarded = True  # type: ignore[attr-defined]
     return command
 
 

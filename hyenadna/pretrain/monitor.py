@@ -26,6 +26,17 @@ _PATIENCE_S = 20.0
 """How long a signal waits for a validation: clusters kill 30 seconds after they warn."""
 
 
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    """Afterwards the signals do what they did before, whatever Lightning and the monitor made of them."""
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Monitor(pl.Callback):
     """Writes the run folder as the run goes on.
 
@@ -43,7 +54,6 @@ class Monitor(pl.Callback):
         self.best = Best(math.inf, 0)
         self.signal_number: int | None = None
         self.saved_step = self._recorded_step = 0
-        self._handlers: dict[int, Any] = {}
         self._job: Job | None = None
         self._may_give_up = False
 
@@ -51,8 +61,9 @@ class Monitor(pl.Callback):
         """Take over the signals, after Lightning set its own handlers."""
         module = _module(pl_module)
         self._recorded_step = module.step
-        self._handlers = {number: signal.signal(number, self._handler(module)) for number in _SIGNALS}
-        self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
+        for number in _SIGNALS:
+            signal.signal(number, self._handler(module))
+        signal.signal(signal.SIGALRM, self._give_up)
         tokens = _tokens(module, module.step)
         if trainer.is_global_zero:
             self._job = Job("pretraining", _tokens(module, module.warmup.steps), "nt", tokens)
@@ -89,10 +100,7 @@ class Monitor(pl.Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back and take the progress off the terminal."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        """Take the progress off the terminal."""
         if self._job is not None:
             self._job.close()
 

@@ -18,7 +18,7 @@ from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.length_warmup import LengthWarmup
 from hyenadna.pretrain.module import PretrainModule
-from hyenadna.pretrain.monitor import Monitor
+from hyenadna.pretrain.monitor import Monitor, signals_given_back
 from hyenadna.pretrain.plan import describe, new_model, resolved, stages
 from hyenadna.pretrain.run_folder import METRICS, Checkpoint, RunFolder, read_checkpoint, read_metrics
 from hyenadna.progress import notice
@@ -65,7 +65,8 @@ def _fit(
     monitor = Monitor(folder, config, corpus)
     trainer = _trainer(config, monitor, micro_batches, Resume(checkpoint, monitor))
     try:
-        trainer.fit(module)
+        with signals_given_back():
+            trainer.fit(module)
     except NotFiniteError:
         if trainer.is_global_zero:
             monitor.save_recorded(module)
