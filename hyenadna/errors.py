@@ -69,6 +69,14 @@ class OutOfMemory(HyenaError):
     exit_code = 137
 
 
+class ShapeError(UsageError, ValueError):
+    """The tensors given to an operator do not fit each other, or have a dtype that it does not take."""
+
+
+class KernelError(HyenaError):
+    """A Triton kernel did not compile or run on this device."""
+
+
 class HyenaWarning(UserWarning):
     """Something that a user should know but that does not stop the work."""
 

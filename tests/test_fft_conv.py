@@ -4,8 +4,15 @@ import pytest
 import torch
 from oracles import assert_as_exact_as, direct_long_conv, relative_error
 
-from hyenadna.errors import UsageError
-from hyenadna.kernels.fft_conv import fft_conv, fft_conv_reference, fft_conv_spectrum, good_size
+from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels.fft_conv import (
+    fft_conv,
+    fft_conv_reference,
+    fft_conv_spectrum,
+    filter_spectrum,
+    good_size,
+    transform_of,
+)
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 257, 1000, 1009)
 LAYOUTS = ("contiguous", "channels first")
@@ -109,20 +116,20 @@ def test_half_precision_is_transformed_in_float32(dtype):
 @pytest.mark.parametrize("L", LENGTHS)
 def test_with_a_kept_spectrum_it_is_the_same(L, layout):
     v, h, skip, pre_gate, post_gate = operands(L, layout=layout)
-    n = good_size(2 * L - 1)
-    y = fft_conv_spectrum(v, torch.fft.rfft(h, n=n), skip, pre_gate, post_gate)
+    transform = transform_of(L, v)
+    y = fft_conv_spectrum(v, filter_spectrum(h, transform), skip, pre_gate, post_gate, transform)
     exact = direct_long_conv(v, h, skip, pre_gate, post_gate)
     assert_as_exact_as(y, fft_conv_reference(v, h, skip, pre_gate, post_gate), exact)
 
 
 def test_one_spectrum_serves_every_length_of_its_size():
     v, h, skip, pre_gate, post_gate = operands(54)
-    n = good_size(2 * 54 - 1)
-    assert n == good_size(2 * 51 - 1) == 108
-    spectrum = torch.fft.rfft(h, n=n)
+    transform = transform_of(54, v)
+    assert transform == transform_of(51, v) == ("torch", 108, 54)
+    spectrum = filter_spectrum(h, transform)
     for L in (51, 52, 53, 54):
         cut = [x[..., :L] for x in (v, h, pre_gate, post_gate)]
-        y = fft_conv_spectrum(cut[0], spectrum, skip, *cut[2:])
+        y = fft_conv_spectrum(cut[0], spectrum, skip, *cut[2:], transform)
         assert relative_error(y, direct_long_conv(cut[0], cut[1], skip, *cut[2:])) < 1e-6
 
 
@@ -130,11 +137,12 @@ def test_inputs_are_left_as_they_were():
     given = operands(65)
     before = [x.clone() for x in given]
     fft_conv(*[x.clone().requires_grad_() for x in given]).sum().backward()
-    spectrum = torch.fft.rfft(given[1], n=good_size(129))
+    transform = transform_of(65, given[0])
+    spectrum = filter_spectrum(given[1], transform)
     out = torch.empty_like(given[0])
-    assert fft_conv_spectrum(given[0], spectrum, given[2], given[3], given[4], out=out) is out
+    assert fft_conv_spectrum(given[0], spectrum, *given[2:], transform, out=out) is out
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
-    assert torch.equal(spectrum, torch.fft.rfft(given[1], n=good_size(129)))
+    assert torch.equal(spectrum, filter_spectrum(given[1], transform))
 
 
 def test_a_filter_longer_than_the_input_is_cut_and_gets_zeros_beyond():
@@ -179,12 +187,29 @@ def test_good_size_is_the_smallest_even_five_smooth_number():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(v, h, skip, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ShapeError, match=message):
         fft_conv(torch.zeros(v), torch.zeros(h), torch.zeros(skip))
 
 
 @pytest.mark.parametrize("gates", [{"pre_gate": (2, 3, 1)}, {"post_gate": (3, 8)}])
 def test_gates_of_another_shape_are_refused(gates):
     ((name, shape),) = gates.items()
-    with pytest.raises(UsageError, match=r"a gate \((2, 3, 1|3, 8)\) for v \(2, 3, 8\)"):
+    with pytest.raises(ShapeError, match=r"a gate \((2, 3, 1|3, 8)\) for v \(2, 3, 8\)"):
         fft_conv(torch.zeros(2, 3, 8), torch.zeros(3, 8), torch.zeros(3), **{name: torch.zeros(shape)})
+
+
+def test_the_refusal_is_a_value_error():
+    with pytest.raises(ValueError, match="fft_conv was given"):
+        fft_conv(torch.zeros(2, 3, 0), torch.zeros(3, 7), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("v", "h", "skip"),
+    [("int64", "float32", "float32"), ("float32", "float16", "float16"), ("float32",) * 2 + ("float64",)],
+)
+def test_dtypes_that_cannot_be_computed_are_refused(v, h, skip):
+    given = (
+        torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in (((2, 3, 8), v), ((3, 8), h), ((3,), skip))
+    )
+    with pytest.raises(ShapeError, match=rf"v torch\.{v}, h torch\.{h}, skip torch\.{skip}; v may be any floating"):
+        fft_conv(*given)

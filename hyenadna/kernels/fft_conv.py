@@ -11,12 +11,16 @@ gradient, and the inverses for u and h; the batch is summed in the frequency dom
 float32 and float64; half-precision inputs are transformed in float32.
 """
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyenadna.errors import UsageError
+from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels import backend
+from hyenadna.kernels.backend import Precision, precision_of
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def good_size(minimum: int) -> int:
@@ -89,7 +93,13 @@ class _FFTConv(torch.autograd.Function):
 
 
 def fft_conv(
-    v: Tensor, h: Tensor, skip: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None
+    v: Tensor,
+    h: Tensor,
+    skip: Tensor,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    *,
+    precision: Precision | None = None,
 ) -> Tensor:
     """Gated causal long convolution with a per-channel skip; the equation stands at the top of this file.
 
@@ -100,6 +110,8 @@ def fft_conv(
     skip : Tensor (D,)              gain of the direct path, in h's dtype
     pre_gate, post_gate : Tensor (B, D, L), optional
         Multiply the input and the output.
+    precision : 'exact' or 'fast', optional
+        Of the Triton kernels; torch is always exact. By default half-precision inputs are computed fast.
 
     Returns
     -------
@@ -107,7 +119,8 @@ def fft_conv(
 
     Raises
     ------
-    UsageError                      shapes that do not fit, or a filter shorter than the input
+    ShapeError, a ValueError        shapes that do not fit, a filter shorter than the input, or another dtype
+    KernelError                     the Triton kernel does not run on this GPU
 
     Examples
     --------
@@ -116,12 +129,54 @@ def fft_conv(
     tensor([[[3., 2., 1.]]])
     """
     _check(v, h, skip, pre_gate, post_gate)
-    y: Tensor = _FFTConv.apply(v, h[:, : v.shape[-1]], skip, pre_gate, post_gate)  # type: ignore[no-untyped-call]
+    h = h[:, : v.shape[-1]]
+    if backend.chosen(v) == "triton":
+        from hyenadna.kernels import fft_conv_triton  # imports triton
+
+        return fft_conv_triton.fft_conv(v, h, skip, pre_gate, post_gate, precision or precision_of(v.dtype))
+    y: Tensor = _FFTConv.apply(v, h, skip, pre_gate, post_gate)  # type: ignore[no-untyped-call]
     return y
 
 
+class Transform(NamedTuple):
+    """How inputs of some length are transformed; the spectra of filters belong to one of these."""
+
+    backend: Literal["triton", "torch"]
+    size: int
+    """Points of the transform."""
+    taps: int
+    """So many taps of a filter may enter its spectrum; it then serves every length up to this with the same size."""
+
+
+def transform_of(L: int, like: Tensor) -> Transform:
+    """The transform that `fft_conv_spectrum` uses for inputs of L tokens, of the dtype and on the device of `like`."""
+    if backend.chosen(like) == "triton":
+        from hyenadna.kernels import fft_conv_triton  # imports triton
+
+        size = fft_conv_triton.good_size(L)
+        return Transform("triton", size, size)
+    size = good_size(2 * L - 1)
+    return Transform("torch", size, size // 2)
+
+
+def filter_spectrum(h: Tensor, transform: Transform) -> Tensor:
+    """The spectra of filters (D, up to transform.taps) as `fft_conv_spectrum` takes them; their first axis is D."""
+    if transform.backend == "triton":
+        from hyenadna.kernels import fft_conv_triton  # imports triton
+
+        return fft_conv_triton.filter_spectrum(h, transform.size)
+    return torch.fft.rfft(h, n=transform.size)
+
+
 def fft_conv_spectrum(
-    v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor, *, out: Tensor | None = None
+    v: Tensor,
+    spectrum: Tensor,
+    skip: Tensor,
+    pre_gate: Tensor,
+    post_gate: Tensor,
+    transform: Transform,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The same as `fft_conv` without gradients and with the filters' spectrum, which inference computes once.
 
@@ -129,15 +184,20 @@ def fft_conv_spectrum(
     ----------
     v, pre_gate, post_gate : Tensor (B, D, L)
         As for `fft_conv`.
-    spectrum : Tensor complex (D, n / 2 + 1)
-        `torch.fft.rfft(h, n)` with n = good_size(2 L - 1) and up to n / 2 taps, so that one spectrum serves every
-        length of the same n.
+    spectrum : Tensor (D, ...)
+        `filter_spectrum(h, transform)`.
     skip : Tensor (D,)
         As for `fft_conv`.
+    transform : Transform
+        `transform_of(L, v)`.
     out : Tensor (B, D, L), optional
         Where the result goes, in v's dtype; shares no memory with the inputs.
     """
-    (B, D, L), n = v.shape, 2 * (spectrum.shape[-1] - 1)
+    if transform.backend == "triton":
+        from hyenadna.kernels import fft_conv_triton  # imports triton
+
+        return fft_conv_triton.fft_conv_spectrum(v, spectrum, skip, pre_gate, post_gate, precision_of(v.dtype), out)
+    (B, D, L), n = v.shape, transform.size
     # the product is written where the transform needs it, with its zeros behind
     padded = skip.new_empty(B, D, n)
     padded[..., L:] = 0
@@ -150,9 +210,12 @@ def fft_conv_spectrum(
 def _check(v: Tensor, h: Tensor, skip: Tensor, *gates: Tensor | None) -> None:
     shapes = f"v {tuple(v.shape)}, h {tuple(h.shape)}, skip {tuple(skip.shape)}"
     if v.dim() != 3 or h.dim() != 2 or skip.dim() != 1 or not v.shape[1] == h.shape[0] == skip.shape[0]:
-        raise UsageError(f"fft_conv was given {shapes}; it takes v (B, D, L), h (D, L), skip (D,)")
+        raise ShapeError(f"fft_conv was given {shapes}; it takes v (B, D, L), h (D, L), skip (D,)")
     if v.shape[-1] == 0 or h.shape[1] < v.shape[-1]:
-        raise UsageError(f"fft_conv was given {shapes}; the input needs 1 base or more, the filter as many taps")
+        raise ShapeError(f"fft_conv was given {shapes}; the input needs 1 base or more, the filter as many taps")
+    if v.dtype not in _DTYPES or h.dtype not in _DTYPES[2:] or skip.dtype != h.dtype:
+        dtypes = f"v {v.dtype}, h {h.dtype}, skip {skip.dtype}"
+        raise ShapeError(f"fft_conv was given {dtypes}; v may be any floating dtype, h and skip float32 or float64")
     for gate in gates:
         if gate is not None and gate.shape != v.shape:
-            raise UsageError(f"fft_conv was given a gate {tuple(gate.shape)} for {shapes}; they must agree")
+            raise ShapeError(f"fft_conv was given a gate {tuple(gate.shape)} for {shapes}; they must agree")

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hyenadna.kernels.fft_conv import fft_conv, fft_conv_spectrum, good_size
+from hyenadna.kernels.fft_conv import Transform, fft_conv, fft_conv_spectrum, filter_spectrum, transform_of
 from hyenadna.kernels.short_conv import short_conv
 from hyenadna.kernels.working_set import channels_at_once
 from hyenadna.model.filter import HyenaFilter
@@ -29,7 +29,7 @@ class HyenaOperator(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.short_filter = nn.Conv1d(3 * d_model, 3 * d_model, short_filter_taps, groups=3 * d_model)
         self.filter_fn = long_filter
-        self._spectra: dict[int, Tensor] = {}
+        self._spectra: dict[Transform, Tensor] = {}
         self._spectra_weights: Tensor | None = None  # what the kept spectra were made of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class HyenaOperator(nn.Module):
         Tensor (D, B L)
         """
         projected: Tensor = self._projected(blocks, B * L).view(3, self.d_model, B, L)
-        n = good_size(2 * L - 1)
-        group = channels_at_once(projected.device, B * n)
-        spectra = self._spectra_of(n)
+        transform = transform_of(L, projected)
+        group = channels_at_once(projected.device, B * transform.size)
+        spectra = self._spectra_of(transform)
         skip = self.filter_fn.bias.to(self.filter_fn.dtype)
         weight = self.short_filter.weight.view(3, self.d_model, -1)
         bias = cast(Tensor, self.short_filter.bias).view(3, self.d_model)
@@ -71,7 +71,7 @@ class HyenaOperator(nn.Module):
             source = projected[:, channels].transpose(1, 2)  # (3, B, D', L)
             x0, x1, v = (short_conv(source[i], weight[i, channels], bias[i, channels]) for i in range(3))
             # what x0 was made from is not needed any more
-            fft_conv_spectrum(v, spectra(channels), skip[channels], x1, x0, out=source[0])
+            fft_conv_spectrum(v, spectra(channels), skip[channels], x1, x0, transform, out=source[0])
         return projected[0].view(self.d_model, B * L)
 
     def _projected(self, blocks: Iterable[Tensor], rows: int) -> Tensor:
@@ -91,17 +91,17 @@ class HyenaOperator(nn.Module):
         # as a product from the left: (3 D, n) as it is used, and not (n, 3 D), which would have to be transposed
         return torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows.T)
 
-    def _spectra_of(self, n: int) -> Callable[[slice], Tensor]:
-        """The spectra of size n of any channels' filters: kept ones, or made from the filters' hidden layer."""
-        kept = self._kept_spectra(n)
+    def _spectra_of(self, transform: Transform) -> Callable[[slice], Tensor]:
+        """The spectra of any channels' filters: kept ones, or made from the filters' hidden layer."""
+        kept = self._kept_spectra(transform)
         if kept is not None:
             return kept.__getitem__
-        hidden = self.filter_fn.hidden(min(n // 2, self.filter_fn.length))
-        return lambda channels: torch.fft.rfft(self.filter_fn.taps(hidden, channels), n=n)
+        hidden = self.filter_fn.hidden(min(transform.taps, self.filter_fn.length))
+        return lambda channels: filter_spectrum(self.filter_fn.taps(hidden, channels), transform)
 
-    def _kept_spectra(self, n: int) -> Tensor | None:
-        """The filters' spectra of size n, computed once for the weights as they are; None if they are too large."""
-        bytes_needed = self.d_model * (n // 2 + 1) * 2 * self.filter_fn.dtype.itemsize
+    def _kept_spectra(self, transform: Transform) -> Tensor | None:
+        """The filters' spectra, computed once for the weights as they are; None if they are too large."""
+        bytes_needed = 2 * self.d_model * transform.taps * self.filter_fn.dtype.itemsize
         if bytes_needed > _SPECTRA_BYTES:
             return None
         # compared by value: torch counts no change that is made through .data
@@ -109,8 +109,9 @@ class HyenaOperator(nn.Module):
         kept = self._spectra_weights
         if kept is None or (kept.dtype, kept.device) != (weights.dtype, weights.device) or not kept.equal(weights):
             self._spectra, self._spectra_weights = {}, weights
-        if n not in self._spectra:
+        if transform not in self._spectra:
             while self._spectra and bytes_needed + sum(s.nbytes for s in self._spectra.values()) > _SPECTRA_BYTES:
                 del self._spectra[next(iter(self._spectra))]
-            self._spectra[n] = torch.fft.rfft(self.filter_fn(min(n // 2, self.filter_fn.length)), n=n)
-        return self._spectra[n]
+            h = self.filter_fn(min(transform.taps, self.filter_fn.length))
+            self._spectra[transform] = filter_spectrum(h, transform)
+        return self._spectra[transform]
