@@ -1,7 +1,8 @@
-"""What the CPU benchmarks share: two contenders in turns on a quiet machine, their peaks of memory, and the report.
+"""What the benchmarks share: contenders in turns, timed fairly, their peaks of memory, and the report.
 
-A repetition counts only if all other processes together used less than half a CPU while it ran; a busy neighbour slows
-a step tenfold. There is no way around this but to wait.
+On a CPU a repetition counts only if all other processes together used less than half a CPU while it ran; a busy
+neighbour slows a step tenfold. There is no way around this but to wait. A GPU is timed by its own events, and nothing
+of one repetition is left in its cache for the next.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,11 @@ class QuietMachine:
             self._be_patient(seconds, others)
             self.wait()
 
+    def conditions(self) -> dict[str, Any]:
+        """What a reader must know of how the times came about."""
+        others = spread(self.others) if self.others else None
+        return {"cpus_of_others_during": others, "repetitions_discarded": self.discarded}
+
     def _be_patient(self, seconds: float, others: float) -> None:
         self.patience -= seconds
         if self.patience < 0:
@@ -88,14 +94,41 @@ class QuietMachine:
             )
 
 
-def take_turns(
-    contenders: dict[str, Callable[[], Any]], repetitions: int, quiet: QuietMachine
-) -> dict[str, list[float]]:
+class CudaDevice:
+    """Times work on the current CUDA device by its events, each time with a cold second-level cache.
+
+    Work must have run before, so that nothing is compiled or planned while it is timed. While the cache is overwritten
+    the CPU already queues the work, so launches cost only what the device must wait for.
+    """
+
+    def __init__(self) -> None:
+        self._overwritten = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # H200: 60 MB of cache
+
+    def timed(self, work: Callable[[], Any]) -> float:
+        """Seconds that the device spends from the beginning of `work` to its end."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        self._overwritten.zero_()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def conditions(self) -> dict[str, Any]:
+        """What a reader must know of how the times came about."""
+        return {"timed_by": "CUDA events, after overwriting the second-level cache"}
+
+
+Timer = QuietMachine | CudaDevice
+
+
+def take_turns(contenders: dict[str, Callable[[], Any]], repetitions: int, timer: Timer) -> dict[str, list[float]]:
     """Seconds of every repetition of each contender: first, second, first, second, ..."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, work in contenders.items():
-            seconds[name].append(quiet.timed(work))
+            seconds[name].append(timer.timed(work))
     return seconds
 
 
@@ -141,47 +174,69 @@ def check_same(name: str, ours: torch.Tensor, textbook: torch.Tensor, tolerance:
     return difference
 
 
-def arguments(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
-    """The flags of every CPU benchmark; sets torch's threads."""
+def arguments(
+    argv: Sequence[str] | None, description: str, devices: Sequence[str] = ("cpu",), lengths: Sequence[int] = ()
+) -> argparse.Namespace:
+    """The flags of every benchmark; sets torch's threads.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Instead of the command line.
+    description : str
+        For --help.
+    devices : sequence of str
+        What the benchmark can measure; the best that is there is the default.
+    lengths : sequence of int
+        Those among which --lengths may choose; all of them by default.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-o", "--out", type=Path, help="JSON file to write (default: stdout)")
     parser.add_argument("--threads", type=int, default=machine.available_cpus(), help="torch threads (default: all)")
     parser.add_argument(
         "--wait", type=float, default=10.0, help="minutes to wait in all while other processes use the machine"
     )
+    best = "cuda" if "cuda" in devices and torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=devices, default=best, help="what to measure (default: %(default)s)")
+    if lengths:
+        parser.add_argument("--lengths", type=int, nargs="+", choices=lengths, default=lengths, metavar="L",
+                            help="in bases (default: all of %(choices)s)")  # fmt: skip
     flags = parser.parse_args(argv)
     torch.set_num_threads(flags.threads)
     return flags
 
 
-def run(flags: argparse.Namespace, benchmark: Callable[[QuietMachine], list[dict[str, Any]]]) -> int:
-    """Run a benchmark on a quiet machine and report its cases; the exit code."""
-    quiet = QuietMachine(flags.wait)
+def run(flags: argparse.Namespace, benchmark: Callable[[Any], Iterable[dict[str, Any]]]) -> int:
+    """Run a benchmark on a GPU or a quiet machine and report its cases; the exit code.
+
+    The file is written after every case, so that what was measured outlasts a run that is cut short. A case that was
+    refused, because what it would have timed is wrong, is reported as such and makes the exit code 1.
+    """
+    timer: Timer = CudaDevice() if flags.device == "cuda" else QuietMachine(flags.wait)
+    load: dict[str, Any] = {"average_before": os.getloadavg()[0]}
+    cases: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
     try:
-        load_before, others_before = os.getloadavg()[0], quiet.wait()
-        cases = benchmark(quiet)
+        if isinstance(timer, QuietMachine):
+            load["cpus_of_others_before"] = timer.wait()
+        for case in benchmark(timer):
+            cases.append(case)
+            report = {
+                "benchmark": Path(sys.argv[0]).stem,
+                "commit": _commit(),
+                "machine": machine.describe(),
+                "threads": torch.get_num_threads(),
+                "load": load | {"average_after": os.getloadavg()[0]} | timer.conditions(),
+                "cases": cases,
+            }
+            if flags.out is not None:
+                write_json(flags.out, report)
     except HyenaError as error:
         notice(str(error))
         return error.exit_code
-    report = {
-        "benchmark": Path(sys.argv[0]).stem,
-        "commit": _commit(),
-        "machine": machine.describe(),
-        "threads": torch.get_num_threads(),
-        "load": {
-            "average_before": load_before,
-            "average_after": os.getloadavg()[0],
-            "cpus_of_others_before": others_before,
-            "cpus_of_others_during": spread(quiet.others),
-            "repetitions_discarded": quiet.discarded,
-        },
-        "cases": cases,
-    }
     if flags.out is None:
         print(json.dumps(report, indent=2))
-    else:
-        write_json(flags.out, report)
-    return 0
+    return 1 if any("refused" in case for case in cases) else 0
 
 
 def table(cases: Sequence[dict[str, Any]]) -> None:
@@ -228,4 +283,4 @@ def _commit() -> str:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or "not in a git checkout"
+    return done.stdout.strip() or os.environ.get("COMMIT", "not in a git checkout")

@@ -59,8 +59,8 @@ class Operator(nn.Module):
         L = x.shape[1]
         short = self.short_filter(self.in_proj(x).transpose(1, 2))[..., :L]
         x0, x1, v = short.chunk(3, dim=1)
-        u = v * x1
         h = self.filter_fn(L).T
+        u = (v * x1).to(h.dtype)  # under autocast v is bfloat16, which no FFT takes
         h_spectrum = torch.fft.rfft(h, n=2 * L) / (2 * L)
         u_spectrum = torch.fft.rfft(u, n=2 * L)
         y = torch.fft.irfft(u_spectrum * h_spectrum, n=2 * L, norm="forward")[..., :L]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MODEL, BASELINE, EXTRA = "#0072B2", "#D55E00", "#009E73"
 """Colours that the colour-blind tell apart (Okabe and Ito 2008)."""
+_OTHERS = (BASELINE, EXTRA, "#E69F00", "#CC79A7", "#56B4E9")
 BASE_COLOURS = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#CC3311"}
 """The same letters in every plot: green, blue, orange, red."""
 _LENGTH_TICKS = {1: "1", 8: "8", 64: "64", 1 << 10: "1k", 1 << 15: "32k", 1_000_000: "1M"}
@@ -180,6 +181,37 @@ def annotation_differences(
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("bits per base: model - interpolated Markov (below 0: model is better)")
     ax.set_title("95 % block bootstrap", fontsize="medium")
+    return ax
+
+
+def time_by_length(
+    ax: "Axes", lengths: Sequence[int], seconds: Mapping[str, NDArray[np.float64]], floor: NDArray[np.float64]
+) -> "Axes":
+    """What an operator costs at each length, on two logarithmic axes.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    lengths : int, ...
+        In bases, ascending.
+    seconds : mapping of float64 arrays (lengths,)
+        Median of each contender, ours first; NaN where it was not measured.
+    floor : float64 array (lengths,)
+        The time that a plain copy of the bytes that must move would take.
+    """
+    x = np.asarray(lengths)
+    for (name, values), colour, marker in zip(seconds.items(), (MODEL, *_OTHERS), "os^vDP", strict=False):
+        known = ~np.isnan(values)
+        ax.plot(x[known], values[known], f"{marker}-", color=colour, markersize=4, linewidth=1.2, label=name)
+    ax.plot(x, floor, "--", color="0.2", linewidth=1, label="copying the bytes that must move")
+    length_axis(ax, int(x.max()))
+    ax.set_xlim(x.min() / 1.4, x.max() * 1.4)
+    ax.set_yscale("log")
+    ax.set_xlabel("length (bp)")
+    ax.set_ylabel("seconds")
+    ax.legend(frameon=False, fontsize="small")
+    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
