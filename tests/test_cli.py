@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
 import warnings
 
 import pytest
+import torch
 import typer
 from pretraining import write_genome
 from typer.testing import CliRunner
@@ -182,11 +184,33 @@ def test_doctor_finds_this_machine_sound(monkeypatch):
     ended = run("doctor")
     assert ended.exit_code == 0 and "self-test   ok: relative error" in ended.stdout
     assert "HYENA_SOMETHING=7" in ended.stdout
+    assert "model in float32" in ended.stdout and "convolution in bfloat16" in ended.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what runs without a GPU")
+@pytest.mark.parametrize(
+    ("asked", "why"), [("auto", "the tensors are on cpu, not on a GPU"), ("torch", "HYENA_KERNELS is torch")]
+)
+def test_doctor_says_which_kernels_run_and_why(monkeypatch, asked, why):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("HYENA_KERNELS", asked)
+    assert f"kernels     torch, because {why} (HYENA_KERNELS={asked})" in run("doctor").stdout
+    kernels = json.loads(run("doctor", "--json").stdout)["kernels"]
+    assert (kernels["run"], kernels["because"], kernels["HYENA_KERNELS"]) == ("torch", why, asked)
+    assert kernels["precision"]["bfloat16"] == "exact"
+
+
+def test_doctor_with_kernels_that_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("HYENA_KERNELS", "triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ended = run("doctor")
+    assert ended.exit_code == 2 and ended.stderr.startswith("hyena: HYENA_KERNELS=triton cannot run here: ")
 
 
 def test_doctor_fails_where_results_are_wrong(monkeypatch):
     from hyenadna.cli import doctor
 
-    monkeypatch.setattr(doctor, "_self_test", lambda: {"relative_error": 1e-2, "allowed": 1e-5})
+    monkeypatch.setattr(doctor, "_self_test", lambda: {"model": {"relative_error": math.nan, "allowed": 1e-5}})
     ended = run("doctor")
     assert ended.exit_code == 1 and "FAILED: do not trust results of this machine" in ended.stdout

@@ -68,6 +68,14 @@ def chosen(x: Tensor) -> Literal["triton", "torch"]:
     return "torch"
 
 
+def reason(x: Tensor) -> str:
+    """Why `chosen` takes what it takes for tensors like x."""
+    asked = asked_for()
+    if asked != "auto":
+        return f"HYENA_KERNELS is {asked}"
+    return _obstacle(x.device, x.dtype) or f"the tensors are on {device_name(x.device)}"
+
+
 def precision_of(dtype: torch.dtype) -> Precision:
     """The model's dtype policy: float32 is computed exactly, half precision fast."""
     return "fast" if dtype in (torch.bfloat16, torch.float16) else "exact"

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Everything that needs a CUDA device, within ten minutes: the kernels' tests, the convolution, the whole model.
+#
+#     benchmarks/gpu.sh [FOLDER]            by default benchmarks/results/gpu
+#
+# Needs torch with CUDA, triton, numpy, rich and typer. Without matplotlib the plots are left out, without pytest,
+# pytest-timeout and pytest-xdist the tests, which is said. Each part has a time limit of its own, and the later ones run
+# though an earlier one fails; the exit status is the number of parts that failed.
+# PYTHON names another interpreter, COMMIT what is measured where this is no git checkout.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-benchmarks/results/gpu}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+unset TRITON_INTERPRET
+failed=()
+
+part() { # name, seconds, command ...
+    local name=$1 seconds=$2 status
+    shift 2
+    echo "== $name (at most $seconds s): $*"
+    timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee "$out/$name.log"
+    status=${PIPESTATUS[0]}
+    if [ "$status" -ne 0 ]; then
+        echo "== $name FAILED with status $status"
+        failed+=("$name")
+    fi
+}
+
+if ! "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch sees no CUDA device")'; then
+    exit 1
+fi
+
+part doctor 60 "$python" -c 'from hyenadna.cli.doctor import doctor; doctor()'
+if "$python" -c 'import pytest, pytest_timeout, xdist' 2>/dev/null; then
+    part tests 150 "$python" -m pytest -n 8 tests/triton
+    # not the whole folder, since other tests import packages that this machine may lack
+    mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
+    [ "${#marked[@]}" -eq 0 ] || part gpu_tests 60 "$python" -m pytest -m gpu "${marked[@]}"
+else
+    echo "== tests are left out: pytest, pytest-timeout or pytest-xdist is not installed"
+fi
+part fft_conv 210 "$python" benchmarks/fft_conv.py --device cuda -o "$out/fft_conv.json"
+part model 110 "$python" benchmarks/gpu_model.py --device cuda -o "$out/model.json"
+
+echo "== results are in $out; failed: ${failed[*]:-none}"
+exit "${#failed[@]}"
