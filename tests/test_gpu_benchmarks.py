@@ -182,9 +182,9 @@ def test_cases_of_a_cpu(fft_conv):
     cases = fft_conv.cases_of(torch.device("cpu"), [1_024, 1_000_002])
     assert [(c.kind, c.length, c.channels, c.bar) for c in cases] == [
         ("inference", 1_024, 256, 1.8),
-        ("inference", 1_000_002, 64, 3.0),
+        ("inference", 1_000_002, 16, 3.0),
         ("training", 1_024, 256, None),
-        ("training", 1_000_002, 64, None),
+        ("training", 1_000_002, 16, None),
     ]
 
 

@@ -41,6 +41,17 @@ def test_the_numbers_lie_beside_the_figure(tmp_path):
         assert list(csv.reader(file, delimiter="\t")) == [["x", "y"], ["1", "2.5"], ["2", ""], ["3", ""]]
 
 
+def test_time_by_length(tmp_path):
+    drawn, ax = plots.figure()
+    seconds = {"ours": np.array([1e-3, 1e-1]), "theirs": np.array([np.nan, 1.0])}
+    plots.time_by_length(ax, [1_024, 1_000_002], seconds, np.array([1e-4, 1e-2]))
+    ours, theirs, floor = ax.lines
+    assert list(ours.get_ydata()) == [1e-3, 1e-1] and list(theirs.get_xdata()) == [1_000_002]
+    assert list(floor.get_ydata()) == [1e-4, 1e-2] and floor.get_label() == "copying the bytes that must move"
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    plots.write_png(drawn, tmp_path / "times.png")
+
+
 def test_no_space_for_a_figure(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
