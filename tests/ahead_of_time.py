@@ -53,8 +53,13 @@ class Row(NamedTuple):
 
 
 def modules_with_kernels() -> list[str]:
+    """Those that launch kernels; names the others, which hold functions for them."""
     folder = Path(hyenadna.kernels.__file__).parent
-    return [f"hyenadna.kernels.{path.stem}" for path in sorted(folder.glob("*_triton.py"))]
+    found = [f"hyenadna.kernels.{path.stem}" for path in sorted(folder.glob("*_triton.py"))]
+    launching = [module for module in found if hasattr(importlib.import_module(module), "configurations")]
+    for module in sorted(set(found) - set(launching)):
+        print(f"{module} has no configurations: what it holds is compiled as part of others")
+    return launching
 
 
 def compiled(configuration: Configuration) -> Compiled:
@@ -150,6 +155,7 @@ def main(modules: Sequence[str]) -> int:
     import triton
 
     print(f"triton {triton.__version__} from {Path(triton.__file__).parent}, for sm_90")
+    modules = modules or modules_with_kernels()
     with tempfile.TemporaryDirectory() as cache:
         # before the processes start; a kernel out of the cache would come without the words of ptxas
         os.environ.update(TRITON_CACHE_DIR=cache, TRITON_DUMP_PTXAS_LOG="1")
@@ -157,7 +163,7 @@ def main(modules: Sequence[str]) -> int:
         start, done = time.perf_counter(), []
         heads = ("registers", "stack", "spills", "shared", "HGMMA", "HMMA")
         print(f"{'configuration':<48}{''.join(f'{head:>10}' for head in heads)}{'s':>8}")
-        for result in rows(modules or modules_with_kernels()):
+        for result in rows(modules):
             print(table_line(result), flush=True)
             done.append(result)
     wrong = [f"{result.name} {fault}" for result in done for fault in result.faults]
