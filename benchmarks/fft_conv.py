@@ -7,7 +7,8 @@ does, and they are made before the clock starts. Training computes y and the gra
 transform the filters at every call, as they are written:
 
 - textbook: rfft of length 2 L of input and filters, gates and skip as operations of their own;
-- friendly: the same at the next 5-smooth length instead of 2 L, where that is another;
+- friendly: the same at the length that ours takes on a CPU instead of 2 L, where that is another: its prime factors are
+  2, 3 and 5;
 - on a GPU also `torch.compile` of the textbook at the friendly lengths, and, where they can be imported, FlashFFTConv
   (powers of two, half precision) and NVIDIA's subquadratic-ops.
 
@@ -43,7 +44,6 @@ from hyenadna.kernels.fft_conv import (
     good_size,
     transform_of,
 )
-from hyenadna.kernels.working_set import channels_at_once
 from hyenadna.progress import notice
 
 Kind = Literal["inference", "training"]
@@ -203,20 +203,16 @@ def step(forward: Forward, inputs: Inputs, kind: Kind) -> Work:
 
 
 def ours(inputs: Inputs, kind: Kind) -> Work:
-    """In inference as the model calls it: with spectra that are kept, some channels at a time."""
+    """In inference as the model calls it: with spectra that are kept."""
     if kind == "training":
         return step(fft_conv, inputs, kind)
     v, h, skip, pre, post, _ = inputs
-    B, D, L = v.shape
-    transform = transform_of(L, v)
-    spectrum, group = filter_spectrum(h, transform), channels_at_once(v.device, B * transform.size)
+    transform = transform_of(v.shape[-1], v)
+    spectrum = filter_spectrum(h, transform)
 
     def inference() -> tuple[Tensor, ...]:
-        y = torch.empty_like(v)
-        for first in range(0, D, group):
-            at = slice(first, first + group)
-            fft_conv_spectrum(v[:, at], spectrum[at], skip[at], pre[:, at], post[:, at], transform, out=y[:, at])
-        return (y,)
+        with torch.no_grad():
+            return (fft_conv_spectrum(v, spectrum, skip, pre, post, transform),)
 
     return inference
 
