@@ -110,20 +110,36 @@ def _tiles(L: int, device: torch.device) -> tuple[Tensor, ...]:
     return torch.arange(L, device=device, dtype=torch.float64).split(rows_at_once(device))
 
 
+def _forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
+    h = network.output.new_empty(network.output.shape[0], L)
+    for tile, positions in zip(h.split(rows_at_once(h.device), dim=1), _tiles(L, h.device), strict=True):
+        tile.copy_(_taps(network, _hidden(network, positions, length), positions, length, shift))
+    return h
+
+
+def _backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tensor) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in network]
+    network, sums = SineNetwork(*leaves), [torch.zeros_like(x) for x in leaves]
+    for tile, positions in zip(grad.split(rows_at_once(grad.device), dim=1), _tiles(L, grad.device), strict=True):
+        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+            h = _taps(network, _hidden(network, positions, length), positions, length, shift)
+            parts = torch.autograd.grad(h, leaves, tile)
+        for total, part in zip(sums, parts, strict=True):
+            total += part
+    return sums
+
+
 class _ImplicitFilter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, L: int, length: int, shift: float, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
         ctx.of = L, length, shift
-        network = SineNetwork(*parameters)
-        if backend.chosen(network.output) == "triton":
+        compute, ctx.backward_of = _forward, _backward
+        if backend.chosen(parameters[0]) == "triton":
             from hyenadna.kernels import implicit_filter_triton  # imports triton
 
-            return implicit_filter_triton.implicit_filter(network, L, length, shift)
-        h = network.output.new_empty(network.output.shape[0], L)
-        for tile, positions in zip(h.split(rows_at_once(h.device), dim=1), _tiles(L, h.device), strict=True):
-            tile.copy_(_taps(network, _hidden(network, positions, length), positions, length, shift))
-        return h
+            compute, ctx.backward_of = implicit_filter_triton.forward, implicit_filter_triton.backward
+        return compute(SineNetwork(*parameters), L, length, shift)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -131,15 +147,7 @@ class _ImplicitFilter(torch.autograd.Function):
             raise UsageError(
                 "implicit_filter has no second derivative (create_graph=True); implicit_filter_reference has"
             )
-        (L, length, shift), leaves = ctx.of, [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        network, sums = SineNetwork(*leaves), [torch.zeros_like(x) for x in leaves]
-        for tile, positions in zip(grad.split(rows_at_once(grad.device), dim=1), _tiles(L, grad.device), strict=True):
-            with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-                h = _taps(network, _hidden(network, positions, length), positions, length, shift)
-                grads = torch.autograd.grad(h, leaves, tile)
-            for total, part in zip(sums, grads, strict=True):
-                total += part
-        return None, None, None, *sums
+        return None, None, None, *ctx.backward_of(SineNetwork(*ctx.saved_tensors), *ctx.of, grad)
 
 
 def implicit_filter(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
