@@ -20,11 +20,12 @@ from hyenadna.kernels.backend import reported
 from hyenadna.kernels.configuration import Configuration
 from hyenadna.kernels.implicit_filter import SineNetwork, decay_rates, positional_features
 
-_FORWARD_WARPS, _BACKWARD_WARPS = 4, 8
-_BLOCK_L = 64
+_WARPS = 4
 _BLOCK_D = 64
+_FORWARD_BLOCK_L, _BACKWARD_BLOCK_L = 64, 32
+"""Backward holds all hidden layers of a tile at once: with 64 positions, 255 registers a thread spill 2 kB."""
 _BACKWARD_PROGRAMS = 264
-"""Two for each multiprocessor of an H200; each holds a copy of the parameters' gradients."""
+"""Two for each multiprocessor of an H200; each has a copy of the parameters' gradients."""
 
 
 @triton.jit
@@ -157,10 +158,10 @@ def _operands(network: SineNetwork, L: int, length: int) -> tuple[Tensor, ...]:
     return features, decay_rates(D, device).float(), *(x.contiguous() for x in network)
 
 
-def _constants(F: int, E: int) -> dict[str, int]:
+def _constants(F: int, E: int, block_l: int) -> dict[str, int]:
     # 16 is the smallest side of a matrix product
     F_PAD, E_PAD = (max(16, triton.next_power_of_2(size)) for size in (F, E))
-    return {"F": F, "F_PAD": F_PAD, "E_PAD": E_PAD, "BLOCK_D": _BLOCK_D, "BLOCK_L": _BLOCK_L}
+    return {"F": F, "F_PAD": F_PAD, "E_PAD": E_PAD, "BLOCK_D": _BLOCK_D, "BLOCK_L": block_l}
 
 
 def forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
@@ -168,9 +169,10 @@ def forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
     (F, E), D = network.weight1.shape, len(network.output)
     h = network.output.new_empty(D, L)
     with reported("implicit_filter", h), torch.cuda.device_of(h):
-        _implicit_filter_forward[(triton.cdiv(L, _BLOCK_L),)](
-            *_operands(network, L, length), h, L, D, E, shift, **_constants(F, E), num_warps=_FORWARD_WARPS
-        )
+        _implicit_filter_forward[(triton.cdiv(L, _FORWARD_BLOCK_L),)](
+            *_operands(network, L, length), h,
+            L, D, E, shift, **_constants(F, E, _FORWARD_BLOCK_L), num_warps=_WARPS, num_stages=3,
+        )  # fmt: skip
     return h
 
 
@@ -178,12 +180,12 @@ def backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tens
     """The gradients for the network's parameters, from that for the filters (D, L)."""
     (F, E), D = network.weight1.shape, len(network.output)
     grad = grad if grad.stride(1) == 1 else grad.contiguous()
-    programs = min(_BACKWARD_PROGRAMS, triton.cdiv(L, _BLOCK_L))
+    programs = min(_BACKWARD_PROGRAMS, triton.cdiv(L, _BACKWARD_BLOCK_L))
     partial = [x.new_zeros(programs, *x.shape) for x in network]
     with reported("implicit_filter", grad), torch.cuda.device_of(grad):
         _implicit_filter_backward[(programs,)](
             *_operands(network, L, length), grad, *partial,
-            L, D, E, grad.stride(0), shift, **_constants(F, E), num_warps=_BACKWARD_WARPS, num_stages=1,
+            L, D, E, grad.stride(0), shift, **_constants(F, E, _BACKWARD_BLOCK_L), num_warps=_WARPS, num_stages=1,
         )  # fmt: skip
     return [x.sum(0) for x in partial]
 
@@ -191,14 +193,16 @@ def backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tens
 def configurations() -> list[Configuration]:
     """What is launched for the published networks: width 64, five features."""
     return [
-        _configuration(_implicit_filter_forward, _FORWARD_WARPS, num_stages=3, spill_budget=0),
-        _configuration(_implicit_filter_backward, _BACKWARD_WARPS, num_stages=1, spill_budget=0),
+        _configuration(_implicit_filter_forward, _FORWARD_BLOCK_L, num_stages=3, spill_budget=0),
+        _configuration(_implicit_filter_backward, _BACKWARD_BLOCK_L, num_stages=1, spill_budget=1024),
     ]
 
 
-def _configuration(kernel: Any, num_warps: int, *, num_stages: int, spill_budget: int) -> Configuration:
-    constants = _constants(64, 5)
+def _configuration(kernel: Any, block_l: int, *, num_stages: int, spill_budget: int) -> Configuration:
+    constants = _constants(64, 5, block_l)
     signature = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(constants, "constexpr")
     signature |= {name: "i32" for name in ("L", "D", "E", "dh_stride") if name in signature} | {"shift": "fp32"}
     name = kernel.__name__.lstrip("_")
-    return Configuration(name, kernel, signature, constants, num_warps, num_stages, True, spill_budget)
+    return Configuration(
+        name, kernel, signature, constants, _WARPS, num_stages, tensor_cores=True, spill_budget=spill_budget
+    )

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from oracles import assert_as_exact_as, implicit_filter_in_numpy
+from oracles import assert_as_exact_as, implicit_filter_in_numpy, relative_error
 
 from hyenadna.errors import KernelError
 from hyenadna.kernels import implicit_filter_triton
-from hyenadna.kernels.implicit_filter import SineNetwork, implicit_filter, implicit_filter_reference
+from hyenadna.kernels.implicit_filter import (
+    SineNetwork,
+    decay_rates,
+    implicit_filter,
+    implicit_filter_reference,
+    positional_features,
+)
 
 T, SHIFT = 1000, 0.05
 WIDTHS = [(1, 64, 3), (64, 16, 5), (65, 24, 7), (200, 128, 17), (3, 24, 33)]
@@ -44,6 +50,39 @@ def test_other_widths(device, D, F, E):
     network = make(device, D=D, F=F, E=E)
     plain = implicit_filter_reference(network, 70, T, SHIFT)
     assert_as_exact_as(implicit_filter(network, 70, T, SHIFT), plain, exact_filters(network, 70))
+
+
+def rounded_to_tf32(x):
+    """Ten bits after the leading one, ties to even."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def product(a, b, parts):
+    """A matrix product as the tensor cores form it with one or three TF32 parts."""
+    high_a, high_b = rounded_to_tf32(a), rounded_to_tf32(b)
+    if parts == 1:
+        return high_a @ high_b
+    return high_a @ high_b + (high_a @ rounded_to_tf32(b - high_b) + rounded_to_tf32(a - high_a) @ high_b)
+
+
+@pytest.mark.parametrize(("parts", "exact_enough"), [(1, False), (3, True)])
+def test_three_parts_of_tf32_are_as_exact_as_float32_and_one_is_not(parts, exact_enough):
+    """By emulation: the interpreter multiplies in float32 whatever it is told."""
+    network, length = make("cpu"), 1_000_002
+    t = np.arange(0, length, 4999)
+    exact = torch.from_numpy(implicit_filter_in_numpy(network, t, length, SHIFT))
+    positions = torch.from_numpy(t).double()
+
+    def error(multiply):
+        x = positional_features(positions, length, 5).float().T
+        for weight, bias in zip(network[1:7:2], network[2:7:2], strict=True):
+            x = torch.sin(network.frequency.T * (multiply(weight, x) + bias[:, None]))
+        window = torch.exp(-torch.outer(decay_rates(6, positions.device), positions / (length - 1))) + SHIFT
+        return relative_error(multiply(network.output, x) * window, exact)
+
+    allowed = 2 * error(torch.matmul) + 4 * torch.finfo(torch.float32).eps
+    assert (error(lambda a, b: product(a, b, parts)) <= allowed) == exact_enough
 
 
 def test_the_first_of_a_million_taps(device):
