@@ -107,7 +107,8 @@ def _window(rates: Tensor, positions: Tensor, length: int, shift: float, dtype: 
 
 def _tiles(L: int, device: torch.device) -> tuple[Tensor, ...]:
     """The positions in tiles, float64."""
-    return torch.arange(L, device=device, dtype=torch.float64).split(rows_at_once(device))
+    tiles: tuple[Tensor, ...] = torch.arange(L, device=device, dtype=torch.float64).split(rows_at_once(device))
+    return tiles
 
 
 def _forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:

@@ -23,7 +23,7 @@ from hyenadna.kernels.implicit_filter import SineNetwork, decay_rates, positiona
 _WARPS = 4
 _BLOCK_D = 64
 _FORWARD_BLOCK_L, _BACKWARD_BLOCK_L = 64, 32
-"""Backward holds all hidden layers of a tile at once: with 64 positions, 255 registers a thread spill 2 kB."""
+"""Backward holds all hidden layers of a tile at once: of 64 positions, each thread would spill 2 kB, not 0.5."""
 _BACKWARD_PROGRAMS = 264
 """Two for each multiprocessor of an H200; each has a copy of the parameters' gradients."""
 
@@ -63,6 +63,31 @@ def _load_features(features, t, L, E, E_PAD: tl.constexpr):
 
 
 @triton.jit
+def _sin_near(a, n):
+    """sin(a - n pi), where that is at most pi / 2 away from zero and n is a multiple of 1 / 2 below 4096."""
+    # pi in three parts: the products with the first two are exact
+    r = ((a - n * 3.140625) - n * 0.00096750259399414062) - n * 1.5099579909783765e-07
+    z = r * r
+    series = 1 / 362880 + z * (-1 / 39916800 + z * (1 / 6227020800))
+    return r + r * z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * series)))
+
+
+@triton.jit
+def _sin(a):
+    # tl.sin takes arguments of any size, for which every call has a branch and an array in local memory
+    n = tl.floor(a * 0.3183098861837907 + 0.5)
+    s = _sin_near(a, n)
+    return tl.where((n.to(tl.int32) & 1) == 0, s, -s)
+
+
+@triton.jit
+def _cos(a):
+    n = tl.floor(a * 0.3183098861837907)
+    s = _sin_near(a, n + 0.5)
+    return tl.where((n.to(tl.int32) & 1) == 0, -s, s)
+
+
+@triton.jit
 def _linear(x, weight, bias, F, K, F_PAD: tl.constexpr, K_PAD: tl.constexpr):
     """(F_PAD, positions): weight x + bias of x (K_PAD, positions); zero in the rows after F."""
     w = _load_matrix(weight, F, K, F_PAD, K_PAD)
@@ -84,9 +109,9 @@ def _implicit_filter_forward(
     t = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
     w = _load_column(frequency, F, F_PAD)
     x0 = _load_features(features, t, L, E, E_PAD)
-    x1 = tl.sin(w * _linear(x0, weight1, bias1, F, E, F_PAD, E_PAD))
-    x2 = tl.sin(w * _linear(x1, weight2, bias2, F, F, F_PAD, F_PAD))
-    x3 = tl.sin(w * _linear(x2, weight3, bias3, F, F, F_PAD, F_PAD))
+    x1 = _sin(w * _linear(x0, weight1, bias1, F, E, F_PAD, E_PAD))
+    x2 = _sin(w * _linear(x1, weight2, bias2, F, F, F_PAD, F_PAD))
+    x3 = _sin(w * _linear(x2, weight3, bias3, F, F, F_PAD, F_PAD))
     time = tl.load(features + t * E, mask=t < L, other=0.0)
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
@@ -102,7 +127,7 @@ def _sine_layer_backward(
 ):  # fmt: skip
     """From the gradient for sin(frequency z), z = weight x + bias, that for x; adds those of the parameters."""
     w = _load_column(frequency, F, F_PAD)
-    dz = dx * tl.cos(w * z)
+    dz = dx * _cos(w * z)
     _add_column(d_frequency, tl.sum(dz * z, axis=1), F, F_PAD)
     dz *= w
     _add_column(d_bias, tl.sum(dz, axis=1), F, F_PAD)
@@ -128,11 +153,11 @@ def _implicit_filter_backward(
         t = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         x0 = _load_features(features, t, L, E, E_PAD)
         z1 = _linear(x0, weight1, bias1, F, E, F_PAD, E_PAD)
-        x1 = tl.sin(w * z1)
+        x1 = _sin(w * z1)
         z2 = _linear(x1, weight2, bias2, F, F, F_PAD, F_PAD)
-        x2 = tl.sin(w * z2)
+        x2 = _sin(w * z2)
         z3 = _linear(x2, weight3, bias3, F, F, F_PAD, F_PAD)
-        x3 = tl.sin(w * z3)
+        x3 = _sin(w * z3)
         time = tl.load(features + t * E, mask=t < L, other=0.0)
 
         dx = tl.zeros((F_PAD, BLOCK_L), tl.float32)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from oracles import assert_as_exact_as, implicit_filter_in_numpy, relative_error
 
 from hyenadna.errors import KernelError
@@ -131,6 +133,21 @@ def test_gradients_that_lie_strided(device):
     grad = output_gradient(6, 100, device)
     assert_exact_gradients(make(device), grad[:, :65])
     assert_exact_gradients(make(device), grad[:, :1].expand(6, 65))
+
+
+@triton.jit
+def sines(a, sin, cos, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(sin + at, implicit_filter_triton._sin(tl.load(a + at)))
+    tl.store(cos + at, implicit_filter_triton._cos(tl.load(a + at)))
+
+
+def test_sines_are_exact_up_to_four_thousand_half_turns(device):
+    a = torch.cat([torch.linspace(-reach, reach, 1 << 16) for reach in (1e-3, 10, 100, 4095 * torch.pi)]).to(device)
+    sin, cos = torch.empty_like(a), torch.empty_like(a)
+    sines[(4,)](a, sin, cos, BLOCK=1 << 16)
+    for ours, exact in ((sin, a.double().sin()), (cos, a.double().cos())):
+        assert (ours - exact).abs().max() < 2 * torch.finfo(torch.float32).eps
 
 
 def test_a_failure_says_how_to_do_without(device, monkeypatch):
