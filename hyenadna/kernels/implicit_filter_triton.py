@@ -46,12 +46,14 @@ def _add_matrix(at, value, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.conste
     r, c = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     at += r[:, None] * columns + c[None, :]
     mask = (r < rows)[:, None] & (c < columns)[None, :]
+    tl.debug_barrier()  # another thread may have stored the last sum
     tl.store(at, tl.load(at, mask=mask, other=0.0) + value, mask=mask)
 
 
 @triton.jit
 def _add_column(at, value, rows, ROWS: tl.constexpr):
     r = tl.arange(0, ROWS)
+    tl.debug_barrier()
     tl.store(at + r, tl.load(at + r, mask=r < rows, other=0.0) + value, mask=r < rows)
 
 
