@@ -14,6 +14,7 @@ precision or in TF32, and autocast is kept out.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,10 @@ class SineNetwork(NamedTuple):
     bias3: Tensor
     output: Tensor
     """(D, F)"""
+
+    def hidden_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each."""
+        return [(self.weight1, self.bias1), (self.weight2, self.bias2), (self.weight3, self.bias3)]
 
 
 def positional_features(positions: Tensor, length: int, emb_dim: int) -> Tensor:
@@ -87,11 +92,7 @@ def implicit_filter_reference(network: SineNetwork, L: int, length: int, shift: 
 
 def _hidden(network: SineNetwork, positions: Tensor, length: int) -> Tensor:
     x = positional_features(positions, length, network.weight1.shape[1]).to(network.output.dtype)
-    for weight, bias in (
-        (network.weight1, network.bias1),
-        (network.weight2, network.bias2),
-        (network.weight3, network.bias3),
-    ):
+    for weight, bias in network.hidden_layers():
         x = torch.sin(network.frequency * torch.addmm(bias, x, weight.T))
     return x
 
@@ -105,28 +106,41 @@ def _window(rates: Tensor, positions: Tensor, length: int, shift: float, dtype: 
     return torch.outer(-rates.to(dtype), (positions / (length - 1)).to(dtype)).exp_().add_(shift)
 
 
-def _tiles(L: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The positions in tiles, float64."""
-    tiles: tuple[Tensor, ...] = torch.arange(L, device=device, dtype=torch.float64).split(rows_at_once(device))
-    return tiles
+def _tiles(L: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """The positions in tiles: where each lies, and what is in it in float64."""
+    size = 4 * rows_at_once(device)
+    for first in range(0, L, size):
+        last = min(first + size, L)
+        yield slice(first, last), torch.arange(first, last, device=device, dtype=torch.float64)
 
 
 def _forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
     h = network.output.new_empty(network.output.shape[0], L)
-    for tile, positions in zip(h.split(rows_at_once(h.device), dim=1), _tiles(L, h.device), strict=True):
-        tile.copy_(_taps(network, _hidden(network, positions, length), positions, length, shift))
+    for tile, positions in _tiles(L, h.device):
+        h[:, tile] = _taps(network, _hidden(network, positions, length), positions, length, shift)
     return h
 
 
-def _backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tensor) -> list[Tensor]:
-    leaves = [x.detach().requires_grad_() for x in network]
-    network, sums = SineNetwork(*leaves), [torch.zeros_like(x) for x in leaves]
-    for tile, positions in zip(grad.split(rows_at_once(grad.device), dim=1), _tiles(L, grad.device), strict=True):
-        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-            h = _taps(network, _hidden(network, positions, length), positions, length, shift)
-            parts = torch.autograd.grad(h, leaves, tile)
-        for total, part in zip(sums, parts, strict=True):
-            total += part
+def _backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tensor) -> SineNetwork:
+    sums = SineNetwork(*(torch.zeros_like(x) for x in network))
+    rates, E = decay_rates(len(network.output), grad.device), network.weight1.shape[1]
+    for tile, positions in _tiles(L, grad.device):
+        x, z = [positional_features(positions, length, E).to(grad.dtype)], []
+        for weight, bias in network.hidden_layers():
+            z.append(torch.addmm(bias, x[-1], weight.T))
+            x.append(torch.sin(network.frequency * z[-1]))  # (P, F), for P positions of the tile
+        dy = grad[:, tile] * _window(rates, positions, length, shift, grad.dtype)
+        sums.output.addmm_(dy, x.pop())
+        dx = dy.T @ network.output
+        for (weight, _), (d_weight, d_bias) in zip(
+            reversed(network.hidden_layers()), reversed(sums.hidden_layers()), strict=True
+        ):
+            dz = torch.cos(network.frequency * z[-1]).mul_(dx)
+            sums.frequency.add_((dz * z.pop()).sum(0))
+            dz.mul_(network.frequency)
+            d_weight.addmm_(dz.T, x.pop())
+            d_bias.add_(dz.sum(0))
+            dx = dz @ weight
     return sums
 
 
@@ -148,7 +162,8 @@ class _ImplicitFilter(torch.autograd.Function):
             raise UsageError(
                 "implicit_filter has no second derivative (create_graph=True); implicit_filter_reference has"
             )
-        return None, None, None, *ctx.backward_of(SineNetwork(*ctx.saved_tensors), *ctx.of, grad)
+        with torch.autocast(grad.device.type, enabled=False):
+            return None, None, None, *ctx.backward_of(SineNetwork(*ctx.saved_tensors), *ctx.of, grad)
 
 
 def implicit_filter(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
@@ -184,7 +199,7 @@ def hidden_layer(network: SineNetwork, L: int, length: int) -> Tensor:
     """The network's last hidden layer at the first L positions, (L, F), of which `taps` makes any channels' filters."""
     _check(network, L)
     with torch.autocast(network.output.device.type, enabled=False):
-        return torch.cat([_hidden(network, tile, length) for tile in _tiles(L, network.output.device)])
+        return torch.cat([_hidden(network, positions, length) for _, positions in _tiles(L, network.output.device)])
 
 
 def taps(network: SineNetwork, hidden: Tensor, length: int, shift: float, channels: slice) -> Tensor:

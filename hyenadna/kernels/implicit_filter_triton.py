@@ -203,7 +203,7 @@ def forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
     return h
 
 
-def backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tensor) -> list[Tensor]:
+def backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tensor) -> SineNetwork:
     """The gradients for the network's parameters, from that for the filters (D, L)."""
     (F, E), D = network.weight1.shape, len(network.output)
     grad = grad if grad.stride(1) == 1 else grad.contiguous()
@@ -214,7 +214,7 @@ def backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tens
             *_operands(network, L, length), grad, *partial,
             L, D, E, grad.stride(0), shift, **_constants(F, E, _BACKWARD_BLOCK_L), num_warps=_WARPS, num_stages=1,
         )  # fmt: skip
-    return [x.sum(0) for x in partial]
+    return SineNetwork(*(x.sum(0) for x in partial))
 
 
 def configurations() -> list[Configuration]:
