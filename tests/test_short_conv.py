@@ -1,82 +1,188 @@
-"""The short depthwise convolution against its sum in float64, value and every gradient."""
+"""The gated short convolution against its sums in float64, value and every gradient."""
 
 import pytest
 import torch
 from oracles import assert_as_exact_as, direct_short_conv, relative_error
 
-from hyenadna.errors import UsageError
-from hyenadna.kernels.short_conv import short_conv, short_conv_reference
+from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels import short_conv
+from hyenadna.kernels.short_conv import gated_short_conv, gated_short_conv_reference
 
-LENGTHS = (1, 2, 3, 63, 64, 65, 257, 1000, 1009)
-LAYOUTS = ("contiguous", "channels first")
+LENGTHS = (1, 2, 3, 63, 64, 65, 257, 1000)
+LAYOUTS = ("channels first", "channels last", "part of a larger one")
 
 
-def operands(L, *, M=3, B=2, C=6, layout="contiguous", dtype=torch.float32):
+def operands(L, *, M=3, B=3, D=6, layout="channels first", dtype=torch.float32):
+    """Projected (3, B, D, L), weight (3, D, M), bias (3, D)."""
     random = torch.Generator().manual_seed(100 * L + M)
-    x = torch.randn(C, B, L, generator=random, dtype=torch.float64).to(dtype).transpose(0, 1)
-    x = x.contiguous() if layout == "contiguous" else x
-    return [
-        x,
-        torch.randn(C, M, generator=random, dtype=torch.float64).to(dtype),
-        torch.randn(C, generator=random, dtype=torch.float64).to(dtype),
-    ]
+    projected = torch.randn(3, D, B, L, generator=random, dtype=torch.float64).to(dtype)
+    weight = torch.randn(3, D, M, generator=random, dtype=torch.float64).to(dtype)
+    bias = torch.randn(3, D, generator=random, dtype=torch.float64).to(dtype)
+    match layout:
+        case "channels first":  # (3 D, B, L)
+            projected = projected.transpose(1, 2)
+        case "channels last":  # (B, L, 3 D)
+            projected = projected.permute(2, 3, 0, 1).contiguous().permute(2, 0, 3, 1)
+        case "part of a larger one":
+            projected = torch.stack([projected, projected], dim=2)[:, :, 0].transpose(1, 2)
+    return [projected, weight, bias]
 
 
-def gradients(function, given, grad):
-    leaves = [x.detach().clone().requires_grad_() for x in given]
-    function(*leaves).backward(grad)
-    return [x.grad for x in leaves]
+def exact_value(projected, weight, bias):
+    gate, x1, v = (direct_short_conv(projected[i], weight[i], bias[i]) for i in range(3))
+    return x1 * v, gate
 
 
-@pytest.mark.parametrize("M", [1, 3, 4])
+def gradients(function, given, grads):
+    leaves = [x.detach().requires_grad_() for x in given]  # detach keeps the strides
+    return torch.autograd.grad(function(*leaves), leaves, grads)
+
+
+def output_gradients(L, *, B=3, D=6):
+    random = torch.Generator().manual_seed(L)
+    return [torch.randn(B, D, L, generator=random, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("M", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("L", LENGTHS)
-def test_convolution_is_the_direct_sum(L, layout, M):
+def test_value_is_the_direct_sum(L, layout, M):
     given = operands(L, M=M, layout=layout)
-    exact = direct_short_conv(*given)
-    assert_as_exact_as(short_conv(*given), short_conv_reference(*given), exact)
     double = [x.double() for x in given]
-    torch.testing.assert_close(short_conv(*double), exact, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(short_conv_reference(*double), exact, rtol=1e-13, atol=1e-13)
+    for ours, plain, exact, ours64, plain64 in zip(
+        gated_short_conv(*given),
+        gated_short_conv_reference(*given),
+        exact_value(*given),
+        gated_short_conv(*double),
+        gated_short_conv_reference(*double),
+        strict=True,
+    ):
+        assert_as_exact_as(ours, plain, exact)
+        torch.testing.assert_close(ours64, exact, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(plain64, exact, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("M", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("L", LENGTHS)
+def test_every_gradient_is_the_sums_own(L, layout, M, B):
+    given, grads = operands(L, M=M, B=B, layout=layout), output_gradients(L, B=B)
+    double, single = [x.double() for x in given], [grad.float() for grad in grads]
+    exact = gradients(exact_value if L < 100 else gated_short_conv_reference, double, grads)
+    for ours, ours64, plain, x in zip(
+        gradients(gated_short_conv, given, single),
+        gradients(gated_short_conv, double, grads),
+        gradients(gated_short_conv_reference, given, single),
+        exact,
+        strict=True,
+    ):
+        assert relative_error(ours64, x) < 1e-13
+        assert_as_exact_as(ours, plain, x)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_in_groups_is_the_whole(monkeypatch, channels):
+    given, grads = operands(65, dtype=torch.float64), output_gradients(65)
+    whole = [*gated_short_conv(*given), *gradients(gated_short_conv, given, grads)]
+    monkeypatch.setattr(short_conv, "channels_at_once", lambda device, row_elements: channels)
+    in_groups = [*gated_short_conv(*given), *gradients(gated_short_conv, given, grads)]
+    torch.testing.assert_close(in_groups, whole, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("function", [gated_short_conv, gated_short_conv_reference])
+@pytest.mark.parametrize(("L", "M"), [*((L, 3) for L in range(1, 10)), (5, 1), (5, 2), (5, 4)])
+def test_gradcheck(L, M, function):
+    given = [x.requires_grad_() for x in operands(L, M=M, B=2, D=2, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(function, given)
+
+
+def test_second_derivatives_are_refused():
+    given = [x.requires_grad_() for x in operands(5)]
+    u, gate = gated_short_conv(*given)
+    with pytest.raises(UsageError, match="no second derivative"):
+        torch.autograd.grad((u + gate).sum(), given, create_graph=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("L", LENGTHS)
-def test_every_gradient_is_the_references_in_float64(L, layout):
-    given = operands(L, layout=layout)
-    grad = torch.randn(2, 6, L, generator=torch.Generator().manual_seed(L))
-    exact = gradients(short_conv_reference, [x.double() for x in given], grad.double())
-    double = gradients(short_conv, [x.double() for x in given], grad.double())
-    eager, ours = gradients(short_conv_reference, given, grad), gradients(short_conv, given, grad)
-    for d, e, o, x in zip(double, eager, ours, exact, strict=True):
-        assert relative_error(d, x) < 1e-13
-        assert_as_exact_as(o, e, x)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_into_given_memory(dtype, layout):
+    projected, weight, bias = operands(65, layout=layout)
+    projected = projected.to(dtype)
+    room = torch.full((3, 6, 2, 70), torch.nan, dtype=dtype)
+    out = room[..., 0, :65], room[..., 1, :65]
+    assert gated_short_conv(projected, weight.requires_grad_(), bias, out=out) is out
+    torch.testing.assert_close(out, gated_short_conv(projected, weight.detach(), bias), rtol=0, atol=0)
+    assert room[..., 65:].isnan().all()
 
 
-@pytest.mark.parametrize("L", range(1, 10))
-def test_gradcheck(L):
-    given = [x.requires_grad_() for x in operands(L, dtype=torch.float64)]
-    assert torch.autograd.gradcheck(short_conv, given)
-    assert torch.autograd.gradcheck(short_conv_reference, given)
+def test_results_lie_as_the_long_convolution_reads_them():
+    for layout in LAYOUTS:
+        for result in gated_short_conv(*operands(65, layout=layout)):
+            assert result.transpose(0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_the_operands_are_saved(layout):
+    given = [x.requires_grad_() for x in operands(65, layout=layout)]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()) or x, lambda x: x):
+        gated_short_conv(*given)
+    assert saved == [x.data_ptr() for x in given]
+
+
+def test_a_batch_of_three_is_three_batches():
+    projected, weight, bias = operands(65)
+    each = [gated_short_conv(projected[:, b : b + 1], weight, bias) for b in range(3)]
+    torch.testing.assert_close(
+        gated_short_conv(projected, weight, bias), tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+    )
 
 
 def test_future_input_does_not_reach_the_past():
-    x, weight, bias = operands(65)
-    later = x.clone()
+    projected, weight, bias = operands(65)
+    later = projected.clone()
     later[..., 30:] += 1
-    assert torch.equal(short_conv(x, weight, bias)[..., :30], short_conv(later, weight, bias)[..., :30])
+    for before, after in zip(
+        gated_short_conv(projected, weight, bias), gated_short_conv(later, weight, bias), strict=True
+    ):
+        assert torch.equal(before[..., :30], after[..., :30])
 
 
-def test_weights_take_the_dtype_of_the_input():
-    x, weight, bias = operands(65)
-    y = short_conv(x.bfloat16(), weight, bias)
-    assert y.dtype == torch.bfloat16
-    assert relative_error(y, direct_short_conv(x, weight, bias)) < 4 * torch.finfo(torch.bfloat16).eps
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_float32_rounded_once(dtype):
+    projected, weight, bias = operands(257)
+    given, grads = [projected.to(dtype), weight, bias], [grad.to(dtype) for grad in output_gradients(257)]
+    single, single_grads = [x.float() for x in given], [grad.float() for grad in grads]
+    double, double_grads = [x.double() for x in given], [grad.double() for grad in grads]
+    for ours, plain, exact in zip(
+        [*gated_short_conv(*given), *gradients(gated_short_conv, given, grads)],
+        [*gated_short_conv(*single), *gradients(gated_short_conv_reference, single, single_grads)],
+        [*exact_value(*double), *gradients(gated_short_conv_reference, double, double_grads)],
+        strict=True,
+    ):
+        rounding = torch.finfo(dtype).eps / 2 if ours.dtype == dtype else 0
+        assert relative_error(ours, exact) <= rounding + 2 * relative_error(plain, exact) + 4 * 2**-23
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "bias"), [((2, 6), (6, 3), (6,)), ((2, 6, 8), (5, 3), (6,)), ((2, 6, 8), (6, 3), (5,))]
+    ("projected", "weight", "bias"),
+    [
+        ((3, 2, 6), (3, 6, 3), (3, 6)),
+        ((2, 2, 6, 8), (3, 6, 3), (3, 6)),
+        ((3, 2, 6, 8), (3, 5, 3), (3, 6)),
+        ((3, 2, 6, 8), (3, 6, 3), (3, 5)),
+        ((3, 2, 6, 8), (18, 3), (18,)),
+        ((3, 2, 6, 0), (3, 6, 3), (3, 6)),
+        ((3, 2, 6, 8), (3, 6, 0), (3, 6)),
+    ],
 )
-def test_shapes_that_do_not_fit_are_refused(x, weight, bias):
-    with pytest.raises(UsageError, match=r"short_conv was given x .*; it takes x \(B, C, L\)"):
-        short_conv(torch.zeros(x), torch.zeros(weight), torch.zeros(bias))
+def test_shapes_that_do_not_fit_are_refused(projected, weight, bias):
+    named = f"projected {projected}, weight {weight}, bias {bias}; it takes".replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ShapeError, match=named):
+        gated_short_conv(torch.zeros(projected), torch.zeros(weight), torch.zeros(bias))
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(ShapeError, match=r"was given torch.int64; it takes any floating dtype"):
+        gated_short_conv(torch.zeros(3, 1, 1, 1, dtype=torch.int64), torch.zeros(3, 1, 1), torch.zeros(3, 1))

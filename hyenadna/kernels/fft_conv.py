@@ -172,7 +172,7 @@ def fft_conv_spectrum(
     v: Tensor,
     spectrum: Tensor,
     skip: Tensor,
-    pre_gate: Tensor,
+    pre_gate: Tensor | None,
     post_gate: Tensor,
     transform: Transform,
     *,
@@ -201,7 +201,11 @@ def fft_conv_spectrum(
     # the product is written where the transform needs it, with its zeros behind
     padded = skip.new_empty(B, D, n)
     padded[..., L:] = 0
-    u = torch.mul(v, pre_gate, out=padded[..., :L])
+    u = padded[..., :L]
+    if pre_gate is None:
+        u.copy_(v)
+    else:
+        torch.mul(v, pre_gate, out=u)
     y = torch.fft.irfft(torch.fft.rfft(padded).mul_(spectrum), n=n)[..., :L]
     y.addcmul_(u, skip[:, None])
     return torch.mul(y, post_gate, out=torch.empty_like(v) if out is None else out)

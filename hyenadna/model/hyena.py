@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenadna.kernels.fft_conv import Transform, fft_conv, fft_conv_spectrum, filter_spectrum, transform_of
-from hyenadna.kernels.short_conv import short_conv
+from hyenadna.kernels.short_conv import gated_short_conv
 from hyenadna.kernels.working_set import channels_at_once
 from hyenadna.model.filter import HyenaFilter
 
@@ -41,10 +41,9 @@ class HyenaOperator(nn.Module):
         return y.view(B, L, D)
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int) -> Tensor:
-        projected = self._project(rows).view(3 * self.d_model, B, L).transpose(0, 1)
-        weight, bias = self.short_filter.weight.squeeze(1), cast(Tensor, self.short_filter.bias)
-        x0, x1, v = short_conv(projected, weight, bias).chunk(3, dim=1)  # each (B, D, L)
-        y = fft_conv(v, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), x1, x0)
+        projected = self._project(rows).view(3, self.d_model, B, L).transpose(1, 2)
+        u, gate = gated_short_conv(projected, *self._short_filters())
+        y = fft_conv(u, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), None, gate)
         return y.transpose(0, 1).reshape(self.d_model, B * L)
 
     def mix(self, blocks: Iterable[Tensor], B: int, L: int) -> Tensor:
@@ -64,15 +63,21 @@ class HyenaOperator(nn.Module):
         group = channels_at_once(projected.device, B * transform.size)
         spectra = self._spectra_of(transform)
         skip = self.filter_fn.bias.to(self.filter_fn.dtype)
-        weight = self.short_filter.weight.view(3, self.d_model, -1)
-        bias = cast(Tensor, self.short_filter.bias).view(3, self.d_model)
+        weight, bias = self._short_filters()
+        room = projected.new_empty(2, min(group, self.d_model), B, L)
         for first in range(0, self.d_model, group):
             channels = slice(first, first + group)
             source = projected[:, channels].transpose(1, 2)  # (3, B, D', L)
-            x0, x1, v = (short_conv(source[i], weight[i, channels], bias[i, channels]) for i in range(3))
-            # what x0 was made from is not needed any more
-            fft_conv_spectrum(v, spectra(channels), skip[channels], x1, x0, transform, out=source[0])
+            u, gate = room[:, : source.shape[2]].transpose(1, 2)
+            gated_short_conv(source, weight[:, channels], bias[:, channels], out=(u, gate))
+            # what the gate was made from is not needed any more
+            fft_conv_spectrum(u, spectra(channels), skip[channels], None, gate, transform, out=source[0])
         return projected[0].view(self.d_model, B * L)
+
+    def _short_filters(self) -> tuple[Tensor, Tensor]:
+        """The taps (3, D, M) and biases (3, D) of x0, x1 and v."""
+        bias = cast(Tensor, self.short_filter.bias)
+        return self.short_filter.weight.view(3, self.d_model, -1), bias.view(3, self.d_model)
 
     def _projected(self, blocks: Iterable[Tensor], rows: int) -> Tensor:
         """The input projection, transposed: (3 D, B L)."""
