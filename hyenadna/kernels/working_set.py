@@ -41,7 +41,7 @@ class Workspace:
         self._memory: Tensor | None = None
         # glibc keeps freed memory for the next block only up to twice the largest mapped block that was freed before,
         # of 32 MB at most (mallopt(3), M_MMAP_THRESHOLD): without this one, the transforms fault theirs in every time
-        torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+        torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8, device="cpu")
 
     def empty(self, *shape: int, like: Tensor) -> Tensor:
         """A tensor of any content, in the dtype and on the device of `like`; it ends the use of the one before."""
