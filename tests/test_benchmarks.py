@@ -48,10 +48,23 @@ def test_forward(quiet, tmp_path, capsys):
     assert case["ours"]["seconds"]["n"] == case["textbook"]["seconds"]["n"] == 3
     assert 0.05 < case["ours"]["peak_memory_gb"] < 3
     assert case["bar_met"] == (case["ratio"] >= 2.0)
+    assert case["floor"]["ratio"] > 0 and case["floor"]["copy_gb_per_s"] > 0
     assert {"commit", "machine", "threads", "load"} <= set(report)
     assert report["threads"] == 1
     printed = capsys.readouterr()
     assert printed.out == "" and "tiny-1k at 100" in printed.err
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_forward_in_bfloat16_where_the_cpu_has_units_for_it(quiet, capsys, monkeypatch, units):
+    forward = importlib.import_module("forward")
+    monkeypatch.setattr(forward, "has_bfloat16_units", lambda: units)
+    assert forward.main(["--threads", "1"], [forward.Case("tiny-1k", 100, 3, 2.0, torch.bfloat16)]) == 0
+    printed = capsys.readouterr()
+    cases = json.loads(printed.out)["cases"]
+    assert [case["dtype"] for case in cases] == ["bfloat16"] * units
+    assert all(abs(case["bits_per_base_difference"]) < forward.TOLERANCE[torch.bfloat16] for case in cases)
+    assert ("no bfloat16 cases" in printed.err) == (not units)
 
 
 def test_train_step(quiet, capsys):

@@ -5,6 +5,7 @@ import torch
 from oracles import assert_as_exact_as, direct_long_conv, relative_error
 
 from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels import fft_conv as fft_conv_module
 from hyenadna.kernels.fft_conv import (
     fft_conv,
     fft_conv_reference,
@@ -112,22 +113,34 @@ def test_half_precision_is_transformed_in_float32(dtype):
     assert relative_error(y, exact) <= 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("gates", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("L", LENGTHS)
-def test_with_a_kept_spectrum_it_is_the_same(L, layout):
+def test_with_a_kept_spectrum_it_is_the_same(L, layout, gates):
     v, h, skip, pre_gate, post_gate = operands(L, layout=layout)
+    pre_gate = pre_gate if gates else None
     transform = transform_of(L, v)
     y = fft_conv_spectrum(v, filter_spectrum(h, transform), skip, pre_gate, post_gate, transform)
     exact = direct_long_conv(v, h, skip, pre_gate, post_gate)
     assert_as_exact_as(y, fft_conv_reference(v, h, skip, pre_gate, post_gate), exact)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_with_a_kept_spectrum_some_channels_at_a_time(channels, monkeypatch):
+    v, h, skip, pre_gate, post_gate = operands(65, D=5)
+    transform = transform_of(65, v)
+    monkeypatch.setattr(fft_conv_module, "channels_at_once", lambda device, row_elements: channels)
+    y = fft_conv_spectrum(v, filter_spectrum(h, transform), skip, pre_gate, post_gate, transform)
+    exact = direct_long_conv(v, h, skip, pre_gate, post_gate)
+    assert_as_exact_as(y, fft_conv_reference(v, h, skip, pre_gate, post_gate), exact)
+
+
 def test_one_spectrum_serves_every_length_of_its_size():
-    v, h, skip, pre_gate, post_gate = operands(54)
-    transform = transform_of(54, v)
-    assert transform == transform_of(51, v) == ("torch", 108, 54)
+    v, h, skip, pre_gate, post_gate = operands(72)
+    transform = transform_of(72, v)
+    assert transform == transform_of(65, v) == ("torch", 144, 72)
     spectrum = filter_spectrum(h, transform)
-    for L in (51, 52, 53, 54):
+    for L in (65, 71, 72):
         cut = [x[..., :L] for x in (v, h, pre_gate, post_gate)]
         y = fft_conv_spectrum(cut[0], spectrum, skip, *cut[2:], transform)
         assert relative_error(y, direct_long_conv(cut[0], cut[1], skip, *cut[2:])) < 1e-6
@@ -162,17 +175,23 @@ def test_future_input_does_not_reach_the_past():
     assert (changed - y)[..., 100:].abs().max() > 0.1
 
 
-def test_good_size_is_the_smallest_even_five_smooth_number():
+def test_good_size_is_the_smallest_five_smooth_multiple_of_16():
     def smooth(n):
         for p in (2, 3, 5):
             while n % p == 0:
                 n //= p
         return n == 1
 
-    sizes = [n for n in range(2, 4000, 2) if smooth(n)]
+    sizes = [n for n in range(16, 4000, 16) if smooth(n)]
     for minimum in range(1, 3000):
         assert good_size(minimum) == next(n for n in sizes if n >= minimum)
-    assert good_size(2 * 1_000_002 - 1) == 2_025_000  # 2^3 3^4 5^5
+
+
+def test_good_size_of_long_signals_is_a_power_of_two_if_one_is_near():
+    published = (1_026, 32_770, 160_002, 450_002, 1_000_002)
+    assert [good_size(2 * L - 1) for L in published] == [2160, 69_120, 324_000, 1 << 20, 1 << 21]
+    assert good_size((1 << 20) + 1) == 1_049_760  # 2^5 3^8 5
+    assert good_size(2 * (1 << 20) - 1) == 1 << 21
 
 
 @pytest.mark.parametrize(

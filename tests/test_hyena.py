@@ -1,14 +1,15 @@
 """The Hyena operator: both paths through it, in groups and at once, and the spectra that it keeps."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from oracles import benchmark_module
 
-from hyenadna.kernels import working_set
+from hyenadna.kernels import fft_conv, working_set
 from hyenadna.kernels.fft_conv import Transform
-from hyenadna.model import hyena
+from hyenadna.model import hyena, spectra
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
@@ -21,14 +22,18 @@ def operator():
     return make()
 
 
-def make(d_model=40, taps=3, length=T):
+def make(d_model=40, taps=3, length=T, spectra=None):
     torch.manual_seed(0)
     long_filter = HyenaFilter(d_model, length=length, width=16, emb_dim=5, sine_frequency=10.0, shift=0.05)
-    return HyenaOperator(d_model, long_filter, short_filter_taps=taps)
+    return HyenaOperator(d_model, long_filter, short_filter_taps=taps, spectra=spectra)
 
 
 def signal(L, B=2, D=40):
     return torch.randn(B, L, D, generator=torch.Generator().manual_seed(L))
+
+
+def keep_at_most(nbytes, monkeypatch):
+    monkeypatch.setattr(spectra, "spectra_bytes", lambda device: nbytes)
 
 
 def without_gradients(operator, x):
@@ -61,10 +66,11 @@ def test_both_paths_are_the_textbook(L, taps):
 def test_in_groups_is_the_whole(operator, monkeypatch, channels, keep):
     x = signal(65)
     whole = operator(x).detach()
-    monkeypatch.setattr(hyena, "channels_at_once", lambda device, row_elements: channels)
-    monkeypatch.setattr(hyena, "_SPECTRA_BYTES", 1 << 30 if keep else 0)
+    for module in (hyena, fft_conv, spectra):
+        monkeypatch.setattr(module, "channels_at_once", lambda device, row_elements: channels)
+    keep_at_most(1 << 30 if keep else 0, monkeypatch)
     assert close(without_gradients(operator, x), whole)
-    assert bool(operator._spectra) == keep
+    assert bool(operator.spectra.kept) == keep
 
 
 @pytest.mark.parametrize("rows", [1, 64, 100, 130])
@@ -75,11 +81,28 @@ def test_some_positions_at_a_time_are_the_whole(operator, rows):
         assert close(operator.out_proj(mixed.T).view(2, 65, 40), operator(x))
 
 
-def test_groups_hold_sixteen_channels_or_more():
+def test_groups_hold_eight_channels_or_what_the_allocator_keeps():
     cpu = torch.device("cpu")
-    assert working_set.channels_at_once(cpu, 1 << 30) == 16
-    assert working_set.channels_at_once(cpu, 1 << 10) == 1 << 10
+    sizes = (1 << 10, 1 << 16, 324_000, 1 << 21, 1 << 30)
+    assert [working_set.channels_at_once(cpu, n) for n in sizes] == [2048, 32, 8, 4, 1]
     assert working_set.channels_at_once(torch.device("cuda"), 1 << 10) == 1 << 16
+
+
+class TestWorkspace:
+    def test_the_same_memory_for_whatever_fits(self):
+        workspace, like = working_set.Workspace(), torch.empty(0)
+        first = workspace.empty(4, 6, like=like)
+        second = workspace.empty(5, 3, like=like)
+        assert second.shape == (5, 3) and second.is_contiguous()
+        assert second.data_ptr() == first.data_ptr()
+
+    @pytest.mark.parametrize(("shape", "dtype"), [((5, 5), torch.float32), ((2, 2), torch.float64)])
+    def test_other_memory_for_what_does_not(self, shape, dtype):
+        workspace = working_set.Workspace()
+        first = workspace.empty(4, 6, like=torch.empty(0))
+        second = workspace.empty(*shape, like=torch.empty(0, dtype=dtype))
+        assert second.shape == shape and second.dtype == dtype
+        assert second.data_ptr() != first.data_ptr()
 
 
 def test_the_input_is_left_as_it_was(operator):
@@ -97,25 +120,28 @@ def test_a_strided_input_is_the_contiguous_one(operator):
     assert close(without_gradients(operator, strided), without_gradients(operator, x))
 
 
+TRANSFORM_OF_65, NBYTES_OF_65 = Transform("torch", 144, 72), 40 * 73 * 8
+
+
 class TestKeptSpectra:
     """What is kept is used again, and never for other weights."""
 
     def test_the_second_call_is_the_first(self, operator):
         first = without_gradients(operator, signal(65))
-        assert list(operator._spectra) == [Transform("torch", 144, 72)]
-        kept = operator._spectra[Transform("torch", 144, 72)]
+        ((key, kept),) = operator.spectra.kept.items()
+        assert key == (operator.filter_fn, TRANSFORM_OF_65)
         assert torch.equal(without_gradients(operator, signal(65)), first)
-        assert operator._spectra[Transform("torch", 144, 72)] is kept
+        assert operator.spectra.kept[key] is kept
 
     def test_kept_is_computed(self, operator, monkeypatch):
         kept = without_gradients(operator, signal(65))
-        monkeypatch.setattr(hyena, "_SPECTRA_BYTES", 0)
-        assert close(without_gradients(operator, signal(65)), kept)
+        keep_at_most(0, monkeypatch)
+        assert close(without_gradients(make(), signal(65)), kept)
 
     def test_lengths_of_one_size_share_a_spectrum(self, operator):
         for L in (65, 72, 68):
             assert close(without_gradients(operator, signal(L)), operator(signal(L)).detach())
-        assert list(operator._spectra) == [Transform("torch", 144, 72)]
+        assert [transform for _, transform in operator.spectra.kept] == [TRANSFORM_OF_65]
 
     def change_in_place(self, operator):
         with torch.no_grad():
@@ -174,12 +200,26 @@ class TestKeptSpectra:
         without_gradients(operator, signal(65))
         assert set(operator.state_dict()) == names
 
-    def test_the_oldest_goes_when_there_are_too_many(self, operator, monkeypatch):
-        spectrum_bytes = 40 * (144 // 2 + 1) * 8
-        monkeypatch.setattr(hyena, "_SPECTRA_BYTES", 2 * spectrum_bytes)
-        for L in (65, 40, 20, 10, 65):
+    def test_those_longest_unused_go_when_there_are_too_many(self, operator, monkeypatch):
+        keep_at_most(NBYTES_OF_65 + 40 * 40 * 8, monkeypatch)
+        for L in (65, 40, 20, 65, 10):
             assert close(without_gradients(operator, signal(L)), operator(signal(L)).detach())
-            assert sum(spectrum.nbytes for spectrum in operator._spectra.values()) <= 2 * spectrum_bytes
+        assert [transform.size for _, transform in operator.spectra.kept] == [144, 32]
+
+    def test_operators_share_one_budget_and_the_first_stay(self, monkeypatch):
+        keep_at_most(2 * NBYTES_OF_65 + 100, monkeypatch)
+        shared = spectra.KeptSpectra()
+        operators = [make(spectra=shared) for _ in range(3)]
+        for L, kept in ((20, operators), (65, operators[:2]), (65, operators[:2]), (20, operators)):
+            for operator in operators:
+                assert close(without_gradients(operator, signal(L)), operator(signal(L)).detach())
+            in_use = [long_filter for long_filter, transform in shared.kept if transform.taps >= L]
+            assert all(operator.filter_fn in in_use for operator in kept)
+
+    def test_copies_and_pickles_begin_with_none(self, operator):
+        without_gradients(operator, signal(65))
+        assert not copy.deepcopy(operator).spectra.kept
+        assert not pickle.loads(pickle.dumps(operator)).spectra.kept
 
     def test_inference_mode_is_as_no_grad(self, operator):
         x = signal(65)

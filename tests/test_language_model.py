@@ -149,6 +149,17 @@ def test_long_inputs_go_by_rows_as_by_the_whole():
     torch.testing.assert_close(logits(model, given), model(given).logits.detach(), rtol=0, atol=1e-12)
 
 
+def test_the_number_of_threads_changes_roundings_only():
+    model, given, threads = make(filter_length=3001).eval(), tokens(1, 3001), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = logits(model, given)
+        torch.set_num_threads(2)
+        assert relative_error(logits(model, given), alone) < 1e-5
+    finally:
+        torch.set_num_threads(threads)
+
+
 class TestPrecision:
     def test_float64_is_close_to_float32(self, model):
         given = tokens(2, 130)

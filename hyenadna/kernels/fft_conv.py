@@ -3,8 +3,8 @@
     y[b, d, t] = post[b, d, t] (skip[d] u[b, d, t] + sum over s <= t of h[d, t - s] u[b, d, s]),   u = v pre
 
 Poli et al. 2023, section 3.2 with N = 2. The circular product is made linear by zero padding to n >= 2 L - 1, where n
-is the next even number whose only prime factors are 2, 3 and 5: at the published lengths 2 L has large prime factors,
-and a transform of that size costs several times more.
+is `good_size(2 L - 1)`: at the published lengths 2 L has large prime factors, and its transform costs several times
+more.
 
 Cost for one (B, D, L) input: three real transforms of length n forward (u, h and the inverse), three more backward (the
 gradient, and the inverses for u and h; the batch is summed in the frequency domain, so h costs one inverse and not B).
@@ -19,32 +19,38 @@ from torch import Tensor
 from hyenadna.errors import ShapeError, UsageError
 from hyenadna.kernels import backend
 from hyenadna.kernels.backend import Precision, precision_of
+from hyenadna.kernels.working_set import channels_at_once
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def good_size(minimum: int) -> int:
-    """The smallest even 5-smooth number that is at least `minimum`.
+    """The size of the quickest real transform of at least `minimum` points, as far as its factors tell.
+
+    That is the smallest multiple of 16 whose prime factors are 2, 3 and 5: with few factors 2 a transform takes up to
+    twice as long. From half a million points it is a power of two if that is at most a fifth larger: others take half
+    as long again.
 
     Examples
     --------
-    >>> good_size(2 * 160_002 - 1)
-    324000
+    >>> good_size(2 * 160_002 - 1), good_size(2 * 1_000_002 - 1) == 2**21
+    (324000, True)
     """
-    best = 2
+    best = 16
     while best < minimum:
         best *= 2
     five = 1
     while five < best:
         three = five
         while three < best:
-            size = 2 * three
+            size = 16 * three
             while size < minimum:
                 size *= 2
             best = min(best, size)
             three *= 3
         five *= 5
-    return best
+    power = 1 << (minimum - 1).bit_length()
+    return power if power >= 1 << 19 and 5 * power <= 6 * minimum else best
 
 
 def fft_conv_reference(
@@ -198,17 +204,23 @@ def fft_conv_spectrum(
 
         return fft_conv_triton.fft_conv_spectrum(v, spectrum, skip, pre_gate, post_gate, precision_of(v.dtype), out)
     (B, D, L), n = v.shape, transform.size
-    # the product is written where the transform needs it, with its zeros behind
-    padded = skip.new_empty(B, D, n)
-    padded[..., L:] = 0
-    u = padded[..., :L]
-    if pre_gate is None:
-        u.copy_(v)
-    else:
-        torch.mul(v, pre_gate, out=u)
-    y = torch.fft.irfft(torch.fft.rfft(padded).mul_(spectrum), n=n)[..., :L]
-    y.addcmul_(u, skip[:, None])
-    return torch.mul(y, post_gate, out=torch.empty_like(v) if out is None else out)
+    out = torch.empty_like(v) if out is None else out
+    step = min(D, channels_at_once(v.device, B * n))
+    # the input of each transform is written where it is needed, with its zeros behind
+    memory = skip.new_empty(B, step, n)
+    memory[..., L:] = 0
+    for first in range(0, D, step):
+        channels = slice(first, min(first + step, D))
+        padded = memory[:, : channels.stop - first]
+        u = padded[..., :L]
+        if pre_gate is None:
+            u.copy_(v[:, channels])
+        else:
+            torch.mul(v[:, channels], pre_gate[:, channels], out=u)
+        y = torch.fft.irfft(torch.fft.rfft(padded).mul_(spectrum[channels]), n=n)[..., :L]
+        y.addcmul_(u, skip[channels, None])
+        torch.mul(y, post_gate[:, channels], out=out[:, channels])
+    return out
 
 
 def _check(v: Tensor, h: Tensor, skip: Tensor, *gates: Tensor | None) -> None:

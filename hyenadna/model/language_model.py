@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyenadna.errors import InputError, SequenceTooLong
-from hyenadna.kernels.working_set import rows_at_once
+from hyenadna.kernels.gelu import gelu
+from hyenadna.kernels.working_set import Workspace, rows_at_once
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
+from hyenadna.model.spectra import KeptSpectra
 
 
 class Output(NamedTuple):
@@ -35,13 +37,14 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each position by itself."""
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+        hidden = self.fc1(x)
+        return cast(Tensor, self.fc2(F.gelu(hidden, approximate="tanh") if torch.is_grad_enabled() else gelu(hidden)))
 
 
 class Block(nn.Module):
     """x + mixer(norm x), then x + mlp(norm x); the stream x stays in float32 whatever the parts compute in."""
 
-    def __init__(self, config: HyenaConfig) -> None:
+    def __init__(self, config: HyenaConfig, spectra: KeptSpectra) -> None:
         super().__init__()
         long_filter = HyenaFilter(
             config.d_model,
@@ -51,24 +54,26 @@ class Block(nn.Module):
             sine_frequency=config.sine_frequency,
             shift=config.filter_shift,
         )
-        self.mixer = HyenaOperator(config.d_model, long_filter, short_filter_taps=config.short_filter_taps)
+        self.mixer = HyenaOperator(
+            config.d_model, long_filter, short_filter_taps=config.short_filter_taps, spectra=spectra
+        )
         self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.mlp = Mlp(config.d_model, config.d_inner)
         self.dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, workspace: Workspace | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         if not torch.is_grad_enabled():
-            return self._by_rows(x)
+            return self._by_rows(x, workspace)
         x = x + cast(Tensor, self.dropout(self.mixer(_normed(self.norm1, x))))
         return x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
 
-    def _by_rows(self, x: Tensor) -> Tensor:
+    def _by_rows(self, x: Tensor, workspace: Workspace | None) -> Tensor:
         """The same without gradients, some positions at a time wherever positions do not depend on each other."""
         B, L, _ = x.shape
         rows, size = x.reshape(B * L, -1), rows_at_once(x.device)
-        mixed = self.mixer.mix((_normed(self.norm1, part) for part in rows.split(size)), B, L)
+        mixed = self.mixer.mix((_normed(self.norm1, part) for part in rows.split(size)), B, L, workspace)
         out = torch.empty_like(rows)
         for x_part, y_part, out_part in zip(rows.split(size), mixed.T.split(size), out.split(size), strict=True):
             stream = x_part + self.dropout(self.mixer.out_proj(y_part))
@@ -83,7 +88,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_rows, config.d_model)})
         self.dropout = nn.Dropout(config.embed_dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in config.layers)
+        spectra = KeptSpectra()
+        self.layers = nn.ModuleList(Block(config, spectra) for _ in config.layers)
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.checkpoint_activations = False
 
@@ -91,11 +97,12 @@ class Backbone(nn.Module):
         """Hidden states of tokens, in the dtype of the final norm."""
         x = self.dropout(self.embeddings["word_embeddings"](tokens))
         x = x.double() if x.dtype == torch.float64 else x.float()
+        workspace = Workspace()
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(layer, x, use_reentrant=False))
             else:
-                x = layer(x)
+                x = layer(x, workspace)
         return _normed(self.ln_f, x)
 
 
