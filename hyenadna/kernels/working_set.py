@@ -16,3 +16,8 @@ def rows_at_once(device: torch.device) -> int:
 def channels_at_once(device: torch.device, row_elements: int) -> int:
     """Channels that are transformed together, of `row_elements` numbers each: 16, or more if they are short."""
     return max(16, ((1 << 20) if device.type == "cpu" else (1 << 26)) // row_elements)
+
+
+def bytes_to_keep(device: torch.device) -> int:
+    """What one operator may keep for its backward pass beside its inputs; anything larger it computes again."""
+    return 64 << 20 if device.type == "cpu" else 1 << 30

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenadna.kernels.fft_conv import Transform, fft_conv, fft_conv_spectrum, filter_spectrum, transform_of
-from hyenadna.kernels.short_conv import short_conv
+from hyenadna.kernels.short_conv import gated_short_conv, short_conv
 from hyenadna.kernels.working_set import channels_at_once
 from hyenadna.model.filter import HyenaFilter
 
@@ -41,10 +41,11 @@ class HyenaOperator(nn.Module):
         return y.view(B, L, D)
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int) -> Tensor:
-        projected = self._project(rows).view(3 * self.d_model, B, L).transpose(0, 1)
-        weight, bias = self.short_filter.weight.squeeze(1), cast(Tensor, self.short_filter.bias)
-        x0, x1, v = short_conv(projected, weight, bias).chunk(3, dim=1)  # each (B, D, L)
-        y = fft_conv(v, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), x1, x0)
+        projected = self._project(rows).view(3, self.d_model, B, L).transpose(1, 2)
+        weight = self.short_filter.weight.view(3, self.d_model, -1)
+        bias = cast(Tensor, self.short_filter.bias).view(3, self.d_model)
+        u, gate = gated_short_conv(projected, weight, bias)
+        y = fft_conv(u, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), None, gate)
         return y.transpose(0, 1).reshape(self.d_model, B * L)
 
     def mix(self, blocks: Iterable[Tensor], B: int, L: int) -> Tensor:
