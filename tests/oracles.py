@@ -1,9 +1,11 @@
 """What the tests hold the package against: sums written out in float64, and the textbook model."""
 
 import importlib.util
+import math
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,24 @@ def direct_short_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         taps = [weight[:, m] * x[..., t - M + 1 + m] for m in range(M) if t - M + 1 + m >= 0]
         positions.append(bias + sum(taps))
     return torch.stack(positions, dim=-1)
+
+
+def positional_features_in_numpy(t: np.ndarray, T: int, E: int) -> np.ndarray:
+    """Float64 (L, E): time, and the cosine and negative sine of each band's phase, at the positions t."""
+    bands = (E - 1) // 2
+    w = 2 * math.pi * t / T
+    f = np.linspace(1e-4, bands - 1, bands) if bands > 1 else np.array([1e-4])
+    return np.stack([t / (T - 1)] + [np.cos(a * w) for a in f] + [-np.sin(a * w) for a in f], axis=1)
+
+
+def implicit_filter_in_numpy(parameters: tuple[Tensor, ...], t: np.ndarray, T: int, shift: float) -> np.ndarray:
+    """Float64 (D, L): the filters at the positions t; parameters as in SineNetwork."""
+    frequency, *layers, output = (x.detach().cpu().double().numpy() for x in parameters)
+    x = positional_features_in_numpy(t, T, layers[0].shape[1])
+    for weight, bias in zip(layers[::2], layers[1::2], strict=True):
+        x = np.sin(frequency * (x @ weight.T + bias))
+    delta = np.abs(np.linspace(math.log(1e-2) / 1.5, math.log(1e-2) / 0.3, len(output)))
+    return ((x @ output.T) * (np.exp(-np.outer(t / (T - 1), delta)) + shift)).T
 
 
 def relative_error(given: Tensor, exact: Tensor) -> float:

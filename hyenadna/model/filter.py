@@ -1,15 +1,11 @@
-"""The implicit long filters: a small sine network of the position, damped by an exponential window."""
+"""The implicit long filters' parameters; hyenadna.kernels.implicit_filter computes the filters."""
 
-import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hyenadna.kernels.working_set import rows_at_once
-
-_FAST_DECAY, _SLOW_DECAY, _DECAY_TARGET = 0.3, 1.5, 1e-2
-"""The window of the fastest channel reaches 1e-2 at 0.3 of the filter's length, that of the slowest at 1.5."""
+from hyenadna.kernels.implicit_filter import SineNetwork, hidden_layer, implicit_filter, taps
 
 
 class Sine(nn.Module):
@@ -21,19 +17,13 @@ class Sine(nn.Module):
 
 
 class HyenaFilter(nn.Module):
-    """The D long filters of one Hyena operator, and the gain of its direct path.
-
-        h[d, t] = network(z[t])[d] (exp(-|delta[d]| t / (T - 1)) + shift)
-
-    Poli et al. 2023, section 3.3, as HyenaDNA uses it. T is the filters' full length: it scales time, so the first L
-    taps are the same whatever L is asked for, and the same weights with another T are other filters.
-    """
+    """The D long filters of one Hyena operator, and the gain of its direct path."""
 
     def __init__(
         self, d_model: int, *, length: int, width: int, emb_dim: int, sine_frequency: float, shift: float
     ) -> None:
         super().__init__()
-        self.length, self.emb_dim, self.shift, self.d_model = length, emb_dim, shift, d_model
+        self.length, self.shift = length, shift
         self.bias = nn.Parameter(torch.randn(d_model))
         # the keys are the indices that the published checkpoints give these layers
         self.implicit_filter = nn.ModuleDict(
@@ -53,60 +43,20 @@ class HyenaFilter(nn.Module):
 
     def forward(self, L: int) -> Tensor:
         """The first L taps of every filter, (D, L)."""
-        return self.taps(self.hidden(L), slice(None))
+        return implicit_filter(self._network(), L, self.length, self.shift)
 
     def hidden(self, L: int) -> Tensor:
         """The network's last hidden layer at the first L positions, (L, F)."""
-        positions = torch.arange(L, device=self.bias.device, dtype=torch.float64)
-        # bfloat16 has no digits for the phase of the sines: autocast must not touch this network
-        with torch.autocast(self.bias.device.type, enabled=False):
-            return torch.cat([self._hidden(part) for part in positions.split(8 * rows_at_once(self.bias.device))])
-
-    def _hidden(self, positions: Tensor) -> Tensor:
-        dtype, network = self.dtype, self.implicit_filter
-        frequency = cast(Sine, network["1"]).freq.to(dtype)
-        x = positional_features(positions, self.length, self.emb_dim).to(dtype)
-        for index in ("0", "2", "4"):
-            layer = cast(nn.Linear, network[index])
-            x = torch.sin(frequency * torch.addmm(layer.bias.to(dtype), x, layer.weight.to(dtype).T))
-        return x
+        return hidden_layer(self._network(), L, self.length)
 
     def taps(self, hidden: Tensor, channels: slice) -> Tensor:
         """The filters of some channels, from the hidden layer (L, F): (D', L) with D' channels."""
-        with torch.autocast(self.bias.device.type, enabled=False):
-            h = cast(nn.Linear, self.implicit_filter["6"]).weight[channels].to(self.dtype) @ hidden.T
-        return h.mul_(self._window(hidden.shape[0], channels))
+        return taps(self._network(), hidden, self.length, self.shift, channels)
 
-    def _window(self, L: int, channels: slice) -> Tensor:
-        slow, fast = (math.log(_DECAY_TARGET) / at for at in (_SLOW_DECAY, _FAST_DECAY))
-        device = self.bias.device
-        delta = torch.linspace(slow, fast, self.d_model, device=device, dtype=torch.float64)[channels]
-        time = torch.arange(L, device=device, dtype=torch.float64) / (self.length - 1)
-        return torch.outer(delta.to(self.dtype), time.to(self.dtype)).exp_().add_(self.shift)
-
-
-def positional_features(positions: Tensor, length: int, emb_dim: int) -> Tensor:
-    """What the filter network knows of a position: [t, cos(f w), -sin(f w)] for each of (emb_dim - 1) / 2 bands f.
-
-    Parameters
-    ----------
-    positions : Tensor (L,), float64
-        Counted from 0. At a million positions float32 has no digits left for the phase.
-    length : int
-        T, the filters' full length: t = position / (T - 1), w = 2 pi position / T.
-    emb_dim : int
-        Number of features; the bands lie evenly between 1e-4 and (emb_dim - 1) / 2 - 1.
-
-    Returns
-    -------
-    Tensor (L, emb_dim), float64
-
-    Examples
-    --------
-    >>> positional_features(torch.arange(2.0), 5, 3).shape
-    torch.Size([2, 3])
-    """
-    bands = (emb_dim - 1) // 2
-    frequency = torch.linspace(1e-4, bands - 1, bands, device=positions.device, dtype=torch.float64)
-    phase = 2 * math.pi / length * positions[:, None] * frequency
-    return torch.cat([positions[:, None] / (length - 1), torch.cos(phase), -torch.sin(phase)], dim=1)
+    def _network(self) -> SineNetwork:
+        frequency = cast(Sine, self.implicit_filter["1"]).freq
+        first, second, third, output = (cast(nn.Linear, self.implicit_filter[index]) for index in "0246")
+        parameters = (
+            frequency, first.weight, first.bias, second.weight, second.bias, third.weight, third.bias, output.weight,
+        )  # fmt: skip
+        return SineNetwork(*(parameter.to(self.dtype) for parameter in parameters))

@@ -1,0 +1,211 @@
+"""Implicit long filters: a small sine network of the position, damped by an exponential window.
+
+    h[d, t] = sum over f of output[d, f] x3[f, t] (exp(-rate[d] t / (T - 1)) + shift)
+    xn[:, t] = sin(frequency (weightn x(n-1)[:, t] + biasn)),   n = 1, 2, 3;   x0[:, t] = features of t
+
+Poli et al. 2023, section 3.3, as HyenaDNA uses it: D filters, three hidden layers of width F, E features of a position.
+T is the filters' full length: it scales time, so the first L taps are the same whatever L is asked for, and the same
+weights with another T are other filters.
+
+2 (E F + 2 F^2 + F D) FLOPs for each position. The filters are made in tiles of positions, and backward makes the hidden
+layers of a tile again: nothing of size (L, F) outlives its tile, of which there would be 2.3 GB at 1,000,000 positions.
+float32 or float64. The sines amplify errors: positions and their phases are float64, products are never in half
+precision or in TF32, and autocast is kept out.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels import backend
+from hyenadna.kernels.working_set import rows_at_once
+
+_FAST_DECAY, _SLOW_DECAY, _DECAY_TARGET = 0.3, 1.5, 1e-2
+"""The window of the fastest channel reaches 1e-2 at 0.3 of the filter's length, that of the slowest at 1.5."""
+
+
+class SineNetwork(NamedTuple):
+    """The parameters of D filters; all of one dtype, float32 or float64."""
+
+    frequency: Tensor
+    """(1, F), shared by the three hidden layers."""
+    weight1: Tensor
+    """(F, E)"""
+    bias1: Tensor
+    """(F,), as the other biases."""
+    weight2: Tensor
+    """(F, F)"""
+    bias2: Tensor
+    weight3: Tensor
+    """(F, F)"""
+    bias3: Tensor
+    output: Tensor
+    """(D, F)"""
+
+
+def positional_features(positions: Tensor, length: int, emb_dim: int) -> Tensor:
+    """What the filter network knows of a position: [t, cos(f w), -sin(f w)] for each of (emb_dim - 1) / 2 bands f.
+
+    Parameters
+    ----------
+    positions : Tensor (L,), float64
+        Counted from 0. At a million positions float32 has no digits left for the phase.
+    length : int
+        T, the filters' full length: t = position / (T - 1), w = 2 pi position / T.
+    emb_dim : int
+        E, the number of features; the bands lie evenly between 1e-4 and (E - 1) / 2 - 1.
+
+    Returns
+    -------
+    Tensor (L, E), float64
+
+    Examples
+    --------
+    >>> positional_features(torch.arange(2.0), 5, 3).shape
+    torch.Size([2, 3])
+    """
+    bands = (emb_dim - 1) // 2
+    frequency = torch.linspace(1e-4, bands - 1, bands, device=positions.device, dtype=torch.float64)
+    phase = 2 * math.pi / length * positions[:, None] * frequency
+    return torch.cat([positions[:, None] / (length - 1), torch.cos(phase), -torch.sin(phase)], dim=1)
+
+
+def decay_rates(D: int, device: torch.device) -> Tensor:
+    """How fast the windows of D channels decay, (D,), float64: the window is exp(-rate) at the filters' end."""
+    slow, fast = (-math.log(_DECAY_TARGET) / at for at in (_SLOW_DECAY, _FAST_DECAY))
+    return torch.linspace(slow, fast, D, device=device, dtype=torch.float64)
+
+
+def implicit_filter_reference(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
+    """The same as `implicit_filter`, all positions at once."""
+    positions = torch.arange(L, device=network.output.device, dtype=torch.float64)
+    return _taps(network, _hidden(network, positions, length), positions, length, shift)
+
+
+def _hidden(network: SineNetwork, positions: Tensor, length: int) -> Tensor:
+    x = positional_features(positions, length, network.weight1.shape[1]).to(network.output.dtype)
+    for weight, bias in (
+        (network.weight1, network.bias1),
+        (network.weight2, network.bias2),
+        (network.weight3, network.bias3),
+    ):
+        x = torch.sin(network.frequency * torch.addmm(bias, x, weight.T))
+    return x
+
+
+def _taps(network: SineNetwork, hidden: Tensor, positions: Tensor, length: int, shift: float) -> Tensor:
+    rates = decay_rates(network.output.shape[0], positions.device)
+    return network.output @ hidden.T * _window(rates, positions, length, shift, hidden.dtype)
+
+
+def _window(rates: Tensor, positions: Tensor, length: int, shift: float, dtype: torch.dtype) -> Tensor:
+    return torch.outer(-rates.to(dtype), (positions / (length - 1)).to(dtype)).exp_().add_(shift)
+
+
+def _tiles(L: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The positions in tiles, float64."""
+    return torch.arange(L, device=device, dtype=torch.float64).split(rows_at_once(device))
+
+
+def _forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
+    h = network.output.new_empty(network.output.shape[0], L)
+    for tile, positions in zip(h.split(rows_at_once(h.device), dim=1), _tiles(L, h.device), strict=True):
+        tile.copy_(_taps(network, _hidden(network, positions, length), positions, length, shift))
+    return h
+
+
+def _backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tensor) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in network]
+    network, sums = SineNetwork(*leaves), [torch.zeros_like(x) for x in leaves]
+    for tile, positions in zip(grad.split(rows_at_once(grad.device), dim=1), _tiles(L, grad.device), strict=True):
+        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+            h = _taps(network, _hidden(network, positions, length), positions, length, shift)
+            parts = torch.autograd.grad(h, leaves, tile)
+        for total, part in zip(sums, parts, strict=True):
+            total += part
+    return sums
+
+
+class _ImplicitFilter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, L: int, length: int, shift: float, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        ctx.of = L, length, shift
+        compute, ctx.backward_of = _forward, _backward
+        if backend.chosen(parameters[0]) == "triton":
+            from hyenadna.kernels import implicit_filter_triton  # imports triton
+
+            compute, ctx.backward_of = implicit_filter_triton.forward, implicit_filter_triton.backward
+        return compute(SineNetwork(*parameters), L, length, shift)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # what is returned has no history: its own derivative would be wrong
+            raise UsageError(
+                "implicit_filter has no second derivative (create_graph=True); implicit_filter_reference has"
+            )
+        return None, None, None, *ctx.backward_of(SineNetwork(*ctx.saved_tensors), *ctx.of, grad)
+
+
+def implicit_filter(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
+    """The first L taps of every filter; the equations stand at the top of this file.
+
+    Parameters
+    ----------
+    network : SineNetwork
+        The filters' parameters.
+    L : int
+        Number of taps, 1 or more.
+    length : int
+        T, the filters' full length, 2 or more.
+    shift : float
+        What the window decays to, above zero.
+
+    Returns
+    -------
+    Tensor (D, L)                   in the network's dtype
+
+    Raises
+    ------
+    ShapeError, a ValueError        parameters that do not fit, other dtypes, or no taps
+    KernelError                     the Triton kernel does not run on this GPU
+    """
+    _check(network, L)
+    with torch.autocast(network.output.device.type, enabled=False):
+        h: Tensor = _ImplicitFilter.apply(L, length, shift, *network)  # type: ignore[no-untyped-call]
+    return h
+
+
+def hidden_layer(network: SineNetwork, L: int, length: int) -> Tensor:
+    """The network's last hidden layer at the first L positions, (L, F), of which `taps` makes any channels' filters."""
+    _check(network, L)
+    with torch.autocast(network.output.device.type, enabled=False):
+        return torch.cat([_hidden(network, tile, length) for tile in _tiles(L, network.output.device)])
+
+
+def taps(network: SineNetwork, hidden: Tensor, length: int, shift: float, channels: slice) -> Tensor:
+    """The filters of some channels, (D', L), from the hidden layer (L, F)."""
+    positions = torch.arange(hidden.shape[0], device=hidden.device, dtype=torch.float64)
+    rates = decay_rates(network.output.shape[0], hidden.device)[channels]
+    with torch.autocast(hidden.device.type, enabled=False):
+        h = network.output[channels] @ hidden.T
+    return h.mul_(_window(rates, positions, length, shift, hidden.dtype))
+
+
+def _check(network: SineNetwork, L: int) -> None:
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in network._asdict().items())
+    F, E, D = network.frequency.numel(), network.weight1.shape[-1], len(network.output)
+    expected = [(1, F), (F, E), (F,), (F, F), (F,), (F, F), (F,), (D, F)]
+    if [tuple(x.shape) for x in network] != expected or E < 3 or E % 2 == 0:
+        raise ShapeError(
+            f"implicit_filter was given {shapes}; it takes frequency (1, F), weight1 (F, E) with E odd and 3 or more, "
+            "weight2 and weight3 (F, F), biases (F,), output (D, F)"
+        )
+    dtypes = {x.dtype for x in network}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        raise ShapeError(f"implicit_filter was given {dtypes}; all parameters must be float32, or all float64")
+    if L < 1:
+        raise ShapeError(f"implicit_filter was asked for {L} taps; it makes 1 or more")
