@@ -5,6 +5,7 @@ import torch
 from oracles import assert_as_exact_as, direct_long_conv, relative_error
 
 from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels import fft_conv as module
 from hyenadna.kernels.fft_conv import (
     fft_conv,
     fft_conv_reference,
@@ -93,6 +94,36 @@ def test_only_the_gradients_that_are_asked_for():
         fft_conv(*leaves).sum().backward()
         assert [leaf.grad is not None for leaf in leaves] == [index == number for index in range(5)]
         assert relative_error(leaves[number].grad, exact[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 5, 16])
+def test_in_groups_kept_or_computed_again_it_is_as_exact(channels, keep, monkeypatch):
+    monkeypatch.setattr(module, "channels_at_once", lambda device, row_elements: channels)
+    monkeypatch.setattr(module, "bytes_to_keep", lambda device: 1 << 30 if keep else 0)
+    given = operands(65, D=5)
+    grad = operands(66, D=5)[0][..., :65]
+    exact = gradients(fft_conv_reference, in_float64(given), grad.double())
+    eager, ours = gradients(fft_conv_reference, given, grad), gradients(fft_conv, given, grad)
+    assert_as_exact_as(fft_conv(*given), fft_conv_reference(*given), direct_long_conv(*given))
+    for name in exact:
+        assert_as_exact_as(ours[name], eager[name], exact[name])
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_beyond_a_limit_only_the_inputs_are_saved(limit, monkeypatch):
+    monkeypatch.setattr(module, "bytes_to_keep", lambda device: limit)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    given = operands(65)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fft_conv(*(x.requires_grad_() for x in given))
+    inputs = [x for x in saved if any(x.data_ptr() == g.data_ptr() for g in given)]
+    assert len(inputs) == 5 and (len(saved) == 5) == (limit == 0)
 
 
 def test_a_second_derivative_is_refused_instead_of_wrong():

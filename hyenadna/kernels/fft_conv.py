@@ -8,6 +8,8 @@ and a transform of that size costs several times more.
 
 Cost for one (B, D, L) input: three real transforms of length n forward (u, h and the inverse), three more backward (the
 gradient, and the inverses for u and h; the batch is summed in the frequency domain, so h costs one inverse and not B).
+Channels are transformed a group at a time. If they are large, the forward pass saves its inputs only, and backward
+transforms them again: three more.
 float32 and float64; half-precision inputs are transformed in float32.
 """
 
@@ -66,8 +68,8 @@ class _FFTConv(torch.autograd.Function):
     ) -> Tensor:
         (B, D, L), n = v.shape, good_size(2 * v.shape[-1] - 1)
         keep = D * ((B + 1) * (n + 2) + B * L) * h.itemsize <= bytes_to_keep(v.device)  # spectra and y
-        out, kept = torch.empty_like(v), []
-        groups = _groups(v, n)
+        out, groups = torch.empty_like(v), _groups(v, n)
+        kept: list[Tensor] = []
         zeros = h.new_zeros(B, groups[0].stop, n)
         for c in groups:
             padded = _padded(zeros, v[:, c], _of(pre_gate, c))
