@@ -72,6 +72,35 @@ def test_train_step(quiet, capsys):
     assert train_step.main(["--threads", "1"], [train_step.Case(64, 2, 2)]) == 0
     (case,) = json.loads(capsys.readouterr().out)["cases"]
     assert case["largest_difference"] < 1e-4 and case["ratio"] > 0
+    assert case["largest_difference_of_losses"] < 1e-4
+
+
+def test_train_memory(quiet, capsys):
+    train_memory = importlib.import_module("train_memory")
+    assert train_memory.main(["--threads", "1"], [train_memory.Case("tiny-1k", 2048)]) == 0
+    printed = capsys.readouterr()
+    (case,) = json.loads(printed.out)["cases"]
+    for name in train_memory.CONTENDERS:
+        assert case[name]["at_a_million_gb"] == pytest.approx(case[name]["peak_gb"] * 1e6 / 2048)
+        assert name in printed.err
+
+
+def test_every_contender_of_train_memory_has_the_same_gradients():
+    train_memory = importlib.import_module("train_memory")
+    case = train_memory.Case("tiny-1k", 65)
+    tokens = torch.randint(7, 11, (1, 66), generator=torch.Generator().manual_seed(0))
+    weights = train_memory.contender("ours", case).state_dict()
+    gradients = []
+    for name in train_memory.CONTENDERS:
+        model = train_memory.contender(name, case)
+        parameters = {key.replace(".block.", "."): parameter for key, parameter in model.named_parameters()}
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(weights[key])
+        train_memory.step(model, tokens)
+        gradients.append(torch.cat([parameters[key].grad.flatten() for key in weights]))
+    for other in gradients[1:]:
+        assert (other - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
 
 
 def test_loader(quiet, capsys, monkeypatch, tmp_path):

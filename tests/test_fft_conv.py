@@ -5,7 +5,7 @@ import torch
 from oracles import assert_as_exact_as, direct_long_conv, relative_error
 
 from hyenadna.errors import ShapeError, UsageError
-from hyenadna.kernels import fft_conv as fft_conv_module
+from hyenadna.kernels import fft_conv as module
 from hyenadna.kernels.fft_conv import (
     fft_conv,
     fft_conv_reference,
@@ -96,6 +96,36 @@ def test_only_the_gradients_that_are_asked_for():
         assert relative_error(leaves[number].grad, exact[name]) < 1e-5, name
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 5, 16])
+def test_in_groups_kept_or_computed_again_it_is_as_exact(channels, keep, monkeypatch):
+    monkeypatch.setattr(module, "channels_at_once", lambda device, row_elements: channels)
+    monkeypatch.setattr(module, "bytes_to_keep", lambda device: 1 << 30 if keep else 0)
+    given = operands(65, D=5)
+    grad = operands(66, D=5)[0][..., :65]
+    exact = gradients(fft_conv_reference, in_float64(given), grad.double())
+    eager, ours = gradients(fft_conv_reference, given, grad), gradients(fft_conv, given, grad)
+    assert_as_exact_as(fft_conv(*given), fft_conv_reference(*given), direct_long_conv(*given))
+    for name in exact:
+        assert_as_exact_as(ours[name], eager[name], exact[name])
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_beyond_a_limit_only_the_inputs_are_saved(limit, monkeypatch):
+    monkeypatch.setattr(module, "bytes_to_keep", lambda device: limit)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    given = operands(65)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fft_conv(*(x.requires_grad_() for x in given))
+    inputs = [x for x in saved if any(x.data_ptr() == g.data_ptr() for g in given)]
+    assert len(inputs) == 5 and (len(saved) == 5) == (limit == 0)
+
+
 def test_a_second_derivative_is_refused_instead_of_wrong():
     given = [x.requires_grad_() for x in operands(5)]
     with pytest.raises(UsageError, match="fft_conv has no second derivative"):
@@ -129,7 +159,7 @@ def test_with_a_kept_spectrum_it_is_the_same(L, layout, gates):
 def test_with_a_kept_spectrum_some_channels_at_a_time(channels, monkeypatch):
     v, h, skip, pre_gate, post_gate = operands(65, D=5)
     transform = transform_of(65, v)
-    monkeypatch.setattr(fft_conv_module, "channels_at_once", lambda device, row_elements: channels)
+    monkeypatch.setattr(module, "channels_at_once", lambda device, row_elements: channels)
     y = fft_conv_spectrum(v, filter_spectrum(h, transform), skip, pre_gate, post_gate, transform)
     exact = direct_long_conv(v, h, skip, pre_gate, post_gate)
     assert_as_exact_as(y, fft_conv_reference(v, h, skip, pre_gate, post_gate), exact)

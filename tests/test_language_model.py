@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from oracles import assert_as_exact_as, benchmark_module, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hyenadna.errors import InputError, SequenceTooLong
+from hyenadna.kernels import fft_conv, implicit_filter, mlp
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.language_model import HyenaDNA
 
@@ -218,6 +222,58 @@ class TestActivationCheckpointing:
         plain = logits(model, tokens(2, 65))
         model.backbone.checkpoint_activations = True
         assert torch.equal(logits(model, tokens(2, 65)), plain)
+
+
+class Allocations(TorchDispatchMode):
+    """The bytes of all tensors that live while operations run within, and the widest tensor of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.peak, self.largest = {}, 0, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    weakref.finalize(storage, self.sizes.pop, storage._cdata)
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.largest = max(self.largest, storage.nbytes())
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return result
+
+
+class TestMemoryOfTraining:
+    """Counted tensor by tensor, with blocks recomputed and nothing small enough to be kept."""
+
+    D, L = 64, 4096
+
+    def step(self, monkeypatch, *, layers, length):
+        for module in (fft_conv, mlp):
+            monkeypatch.setattr(module, "bytes_to_keep", lambda device: 0)
+        monkeypatch.setattr(fft_conv, "channels_at_once", lambda device, elements: 4)  # of 64, as 16 of 256
+        for module in (mlp, implicit_filter):
+            monkeypatch.setattr(module, "rows_at_once", lambda device: 64)
+        model = make(d_model=self.D, d_inner=4 * self.D, layers="H" * layers, filter_length=length)
+        model.backbone.checkpoint_activations = True
+        given = tokens(1, length)
+        with Allocations() as allocations:
+            loss(model, given).backward()
+        return allocations
+
+    def test_a_layer_costs_its_input_and_nothing_is_as_wide_as_four(self, monkeypatch):
+        unit = 4 * self.D * self.L
+        few, many = (self.step(monkeypatch, layers=layers, length=self.L) for layers in (2, 6))
+        gradients = 4 * sum(p.numel() for p in make(d_model=self.D, d_inner=4 * self.D, layers="H").parameters())
+        assert unit <= (many.peak - few.peak) / 4 <= unit + gradients
+        # the projection and its gradient, three wide, are the largest
+        assert many.largest == 3 * unit
+        assert few.peak < 24 * unit
+
+    def test_memory_is_linear_in_length(self, monkeypatch):
+        short, long = (self.step(monkeypatch, layers=2, length=length).peak for length in (self.L, 2 * self.L))
+        assert long / short == pytest.approx(2, rel=0.05)
 
 
 class TestDropout:

@@ -44,10 +44,11 @@ def estimate(
     rate *= counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
     memory = {
         name: counted.training_memory(
-            config, length=length, micro_batch_tokens=batch, half=half, checkpoint_activations=checkpoint
+            config, length=length, micro_batch_tokens=batch, half=half, device=model.device,
+            checkpoint_activations=checkpoint,
         ).total
         for name, checkpoint in (("training", False), ("training, recomputing blocks", True))
-    }
+    }  # fmt: skip
     report = {
         "size": size,
         "length": length,

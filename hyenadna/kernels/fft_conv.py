@@ -8,6 +8,8 @@ more.
 
 Cost for one (B, D, L) input: three real transforms of length n forward (u, h and the inverse), three more backward (the
 gradient, and the inverses for u and h; the batch is summed in the frequency domain, so h costs one inverse and not B).
+Channels are transformed a group at a time. If they are large, the forward pass saves its inputs only, and backward
+transforms them again: three more.
 float32 and float64; half-precision inputs are transformed in float32.
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from hyenadna.errors import ShapeError, UsageError
 from hyenadna.kernels import backend
 from hyenadna.kernels.backend import Precision, precision_of
-from hyenadna.kernels.working_set import channels_at_once
+from hyenadna.kernels.working_set import bytes_to_keep, channels_at_once
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -69,33 +71,75 @@ class _FFTConv(torch.autograd.Function):
     def forward(
         ctx: Any, v: Tensor, h: Tensor, skip: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
     ) -> Tensor:
-        L, n = v.shape[-1], good_size(2 * v.shape[-1] - 1)
-        u = (v if pre_gate is None else v * pre_gate).to(h.dtype)
-        u_spectrum, h_spectrum = torch.fft.rfft(u, n=n), torch.fft.rfft(h, n=n)
-        y: Tensor = torch.fft.irfft(u_spectrum * h_spectrum, n=n)[..., :L]
-        y.addcmul_(u, skip[:, None])
-        ctx.save_for_backward(v, pre_gate, post_gate, skip, u_spectrum, h_spectrum, None if post_gate is None else y)
-        return y.to(v.dtype) if post_gate is None else (y * post_gate).to(v.dtype)
+        (B, D, L), n = v.shape, good_size(2 * v.shape[-1] - 1)
+        keep = D * ((B + 1) * (n + 2) + B * L) * h.itemsize <= bytes_to_keep(v.device)  # spectra and y
+        out, groups = torch.empty_like(v), _groups(v, n)
+        kept: list[Tensor] = []
+        zeros = h.new_zeros(B, groups[0].stop, n)
+        for c in groups:
+            padded = _padded(zeros, v[:, c], _of(pre_gate, c))
+            computed = _convolved(padded, h[c], skip[c], L)
+            torch.mul(computed[-1], 1 if post_gate is None else post_gate[:, c], out=out[:, c])
+            kept += computed if keep else ()
+        ctx.save_for_backward(v, h, skip, pre_gate, post_gate, *kept)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the spectra were saved without their own history: the result would be wrong
             raise UsageError("fft_conv has no second derivative (create_graph=True); fft_conv_reference has")
-        v, pre_gate, post_gate, skip, u_spectrum, h_spectrum, y = ctx.saved_tensors
-        L, n, dtype = v.shape[-1], good_size(2 * v.shape[-1] - 1), skip.dtype
-        grad_post = None if post_gate is None else (grad * y).to(post_gate.dtype)
-        g = (grad if post_gate is None else grad * post_gate).to(dtype)
-        u = (v if pre_gate is None else v * pre_gate).to(dtype)
-        grad_skip = (g * u).sum((0, 2))
-        g_spectrum = torch.fft.rfft(g, n=n)
-        # correlation is convolution with the conjugate spectrum
-        h_of_batch = (g_spectrum * u_spectrum.conj()).sum(0)
-        grad_h = torch.fft.irfft(h_of_batch, n=n)[..., :L]
-        grad_u = torch.fft.irfft(g_spectrum.mul_(h_spectrum.conj()), n=n)[..., :L]
-        grad_u.addcmul_(g, skip[:, None])
-        if pre_gate is None:
-            return grad_u.to(v.dtype), grad_h, grad_skip, None, grad_post
-        return (grad_u * pre_gate).to(v.dtype), grad_h, grad_skip, (grad_u * v).to(v.dtype), grad_post
+        v, h, skip, pre_gate, post_gate, *kept = ctx.saved_tensors
+        (B, _, L), n = v.shape, good_size(2 * v.shape[-1] - 1)
+        grad_v, grad_h, grad_skip = torch.empty_like(v), torch.empty_like(h), torch.empty_like(skip)
+        grad_pre, grad_post = (None if gate is None else torch.empty_like(gate) for gate in (pre_gate, post_gate))
+        groups = _groups(v, n)
+        zeros, grad_zeros = h.new_zeros(2, B, groups[0].stop, n)
+        for i, c in enumerate(groups):
+            padded = _padded(zeros, v[:, c], _of(pre_gate, c))
+            u_spectrum, h_spectrum, y = kept[3 * i : 3 * i + 3] or _convolved(padded, h[c], skip[c], L)
+            if grad_post is not None:
+                torch.mul(grad[:, c], y, out=grad_post[:, c])
+            grad_padded = _padded(grad_zeros, grad[:, c], _of(post_gate, c))
+            g, g_spectrum = grad_padded[..., :L], torch.fft.rfft(grad_padded)
+            grad_skip[c] = (g * padded[..., :L]).sum((0, 2))
+            # correlation is convolution with the conjugate spectrum
+            grad_h[c] = torch.fft.irfft((g_spectrum * u_spectrum.conj()).sum(0), n=n)[..., :L]
+            grad_u = torch.fft.irfft(g_spectrum.mul_(h_spectrum.conj()), n=n)[..., :L]
+            grad_u.addcmul_(g, skip[c, None])
+            if pre_gate is None or grad_pre is None:
+                grad_v[:, c] = grad_u
+            else:
+                torch.mul(grad_u, pre_gate[:, c], out=grad_v[:, c])
+                torch.mul(grad_u, v[:, c], out=grad_pre[:, c])
+        return grad_v, grad_h, grad_skip, grad_pre, grad_post
+
+
+def _groups(v: Tensor, n: int) -> list[slice]:
+    """The channels in groups that are transformed together."""
+    B, D, _ = v.shape
+    step = channels_at_once(v.device, B * n)
+    return [slice(first, min(first + step, D)) for first in range(0, D, step)]
+
+
+def _of(gate: Tensor | None, channels: slice) -> Tensor | None:
+    return None if gate is None else gate[:, channels]
+
+
+def _padded(zeros: Tensor, x: Tensor, gate: Tensor | None) -> Tensor:
+    """(B, D', L) x, times its gate, written over the first L of n zeros."""
+    padded = zeros[:, : x.shape[1]]
+    gated = padded[..., : x.shape[-1]].copy_(x)
+    if gate is not None:
+        gated.mul_(gate)
+    return padded
+
+
+def _convolved(padded: Tensor, h: Tensor, skip: Tensor, L: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The spectra of the input and of the filters, and the ungated result (B, D', L)."""
+    n = padded.shape[-1]
+    u_spectrum, h_spectrum = torch.fft.rfft(padded), torch.fft.rfft(h, n=n)
+    y = torch.fft.irfft(u_spectrum * h_spectrum, n=n)[..., :L]
+    return u_spectrum, h_spectrum, y.addcmul_(padded[..., :L], skip[:, None])
 
 
 def fft_conv(

@@ -34,6 +34,11 @@ def spectra_bytes(device: torch.device) -> int:
     return 3 << 29
 
 
+def bytes_to_keep(device: torch.device) -> int:
+    """What one operator may keep for its backward pass beside its inputs; anything larger it computes again."""
+    return 64 << 20 if device.type == "cpu" else 1 << 30
+
+
 class Workspace:
     """Memory that the layers of one call use one after the other, instead of new memory for each."""
 

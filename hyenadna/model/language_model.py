@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyenadna.errors import InputError, SequenceTooLong
-from hyenadna.kernels.gelu import gelu
+from hyenadna.kernels.mlp import gelu, mlp
 from hyenadna.kernels.working_set import Workspace, rows_at_once
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.filter import HyenaFilter
@@ -37,8 +37,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each position by itself."""
-        hidden = self.fc1(x)
-        return cast(Tensor, self.fc2(F.gelu(hidden, approximate="tanh") if torch.is_grad_enabled() else gelu(hidden)))
+        if torch.is_grad_enabled():
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return cast(Tensor, self.fc2(gelu(self.fc1(x))))
 
 
 class Block(nn.Module):

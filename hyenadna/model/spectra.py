@@ -71,16 +71,16 @@ def _computed(long_filter: HyenaFilter, transform: Transform) -> Spectra:
 def _of_all_channels(compute: Spectra, long_filter: HyenaFilter, transform: Transform) -> Tensor:
     step = channels_at_once(long_filter.bias.device, transform.size)
     first = compute(slice(0, step))
-    spectra = first.new_empty(long_filter.d_model, *first.shape[1:])
+    spectra = first.new_empty(len(long_filter.bias), *first.shape[1:])
     spectra[:step] = first
-    for start in range(step, long_filter.d_model, step):
+    for start in range(step, len(long_filter.bias), step):
         spectra[start : start + step] = compute(slice(start, start + step))
     return spectra
 
 
 def _nbytes(long_filter: HyenaFilter, transform: Transform) -> int:
     # as many complex numbers as taps, but for one more where torch's own transform counts both ends
-    return 2 * long_filter.d_model * transform.taps * long_filter.dtype.itemsize
+    return 2 * len(long_filter.bias) * transform.taps * long_filter.dtype.itemsize
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

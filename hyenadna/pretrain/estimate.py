@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyenadna.kernels.working_set import bytes_to_keep
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.language_model import HyenaDNA
 
 _BASE_BYTES = 400 << 20
 """What Python and torch hold before there is a model (measured on a CPU; a CUDA context takes as much on the GPU)."""
 _WORKING_BYTES = 256 << 20
-"""Arrays that inference fills again and again, group by group."""
+"""Arrays that are filled again and again, group by group of channels or positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,13 @@ def parameters(config: HyenaConfig) -> int:
 
 
 def training_memory(
-    config: HyenaConfig, *, length: int, micro_batch_tokens: int, half: bool, checkpoint_activations: bool
+    config: HyenaConfig,
+    *,
+    length: int,
+    micro_batch_tokens: int,
+    half: bool,
+    checkpoint_activations: bool,
+    device: torch.device,
 ) -> MemoryEstimate:
     """Memory of a training step.
 
@@ -67,19 +74,28 @@ def training_memory(
         Whether matrix products are in bfloat16.
     checkpoint_activations : bool
         Whether blocks are recomputed.
+    device : torch.device
+        What it is trained on: this decides what an operator keeps beside its inputs.
     """
-    D, inner, tokens = config.d_model, config.d_inner, micro_batch_tokens
-    product = 2 if half else 4
-    # stream and norms (4 D), projections and short convolution (6 D), spectrum (2 D), y and gated y (2 D), output;
-    # the feed-forward layer's input to and output of GELU
-    block = 4 * 4 * D + product * (6 * D + 2 * D + 2 * inner) + 4 * 3 * D
-    backward = 4 * (3 * inner + 8 * D)  # gradients that live beside the activations of one block
-    kept = (config.n_layer * 4 * D + block) if checkpoint_activations else config.n_layer * block
+    D, tokens, product = config.d_model, micro_batch_tokens, 2 if half else 4
+    limit = bytes_to_keep(device)
+    # the stream before and after the mixer (2 D); both norms, the projection, u, gate and y (8 D)
+    inputs = 4 * 2 * D + product * 8 * D
+    # spectra of signal and filters, and the ungated y; what goes into GELU
+    extra = [4 * D * (3 * tokens + 2 * length), product * config.d_inner * tokens]
+    block = tokens * inputs + sum(size for size in extra if size <= limit)
+    # of a recomputed block the input is there already
+    blocks = tokens * (config.n_layer - 1) * 4 * D + block if checkpoint_activations else config.n_layer * block
+    # gradients that live beside what one block keeps: of the stream, u, gate and y
+    backward = 4 * D + product * 3 * D
     logits = 4 * 4 * config.vocab_rows
-    one_filter = 8 * config.emb_dim + 4 * (7 * config.filter_order + 8 * D)
-    filters = one_filter * (2 if checkpoint_activations else config.n_layer + 1)
+    # each layer's filters, and the gradient of one layer's with the last hidden layer
+    layers = 1 if checkpoint_activations else config.n_layer
+    filters = length * 4 * (D * (layers + 1) + 2 * config.filter_order)
     return MemoryEstimate(
-        weights=16 * parameters(config), activations=tokens * (kept + backward + logits), filters=length * filters
+        weights=16 * parameters(config),
+        activations=blocks + tokens * (backward + logits) + _WORKING_BYTES,
+        filters=filters,
     )
 
 

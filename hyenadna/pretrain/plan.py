@@ -42,7 +42,7 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
     # of what there is, not of what is free at the moment: all ranks must come to the same plan
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else total_memory() // config.devices
-    micro, checkpoint = _micro_batch(config, model, max_length, batch_tokens // world, half, memory)
+    micro, checkpoint = _micro_batch(config, model, max_length, batch_tokens // world, half, device, memory)
     steps = config.steps or max(1, round((config.tokens or (2.5e9 if on_gpu else 6e6)) / batch_tokens))
     # the published rate goes with the large batches of a GPU; the small ones of a CPU were tuned on E. coli
     lr = config.lr or (6e-4 if on_gpu else 5e-3 * 128 / model.d_model)
@@ -153,13 +153,24 @@ def dry_run(config: PretrainConfig, *, overwrite: bool = False, seconds: float =
 
 
 def _micro_batch(
-    config: PretrainConfig, model: HyenaConfig, max_length: int, device_tokens: int, half: bool, available: int
+    config: PretrainConfig,
+    model: HyenaConfig,
+    max_length: int,
+    device_tokens: int,
+    half: bool,
+    device: torch.device,
+    available: int,
 ) -> tuple[int, bool]:
     """Tokens of a micro-batch and whether to recompute activations, so that a step takes at most 60 % of the memory."""
 
     def fits(tokens: int, checkpoint: bool) -> bool:
         memory = training_memory(
-            model, length=max_length, micro_batch_tokens=tokens, half=half, checkpoint_activations=checkpoint
+            model,
+            length=max_length,
+            micro_batch_tokens=tokens,
+            half=half,
+            checkpoint_activations=checkpoint,
+            device=device,
         )
         return memory.total < 0.6 * available
 
@@ -187,4 +198,5 @@ def _memory(config: PretrainConfig, model: HyenaConfig) -> int:
         micro_batch_tokens=config.micro_batch_tokens,
         half=config.dtype == "bfloat16",
         checkpoint_activations=bool(config.checkpoint_activations),
+        device=torch_device(config.device),
     ).total
