@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         """Hidden states of tokens, in the dtype of the final norm."""
         x = self.dropout(self.embeddings["word_embeddings"](tokens))
         x = x.double() if x.dtype == torch.float64 else x.float()
-        workspace = Workspace()
+        workspace = None if torch.is_grad_enabled() else Workspace()
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(layer, x, use_reentrant=False))
