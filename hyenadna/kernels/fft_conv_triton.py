@@ -280,9 +280,11 @@ def _inner_backward(
         _store_scratch(zr, zi, unit, g_scratch, g_back_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING)
     if grad_spectrum is not None:
         at = grad_spectrum + _spectrum_offset(channel, k1, OUTER, ROWS, COLUMNS)
-        before = (adds > 0) & (tl.zeros((ROWS, COLUMNS), tl.int32) == 0)
-        tl.store(at, sum_r + tl.load(at, mask=before, other=0))
-        tl.store(at + SIZE, sum_i + tl.load(at + SIZE, mask=before, other=0))
+        if adds > 0:
+            sum_r += tl.load(at)
+            sum_i += tl.load(at + SIZE)
+        tl.store(at, sum_r)
+        tl.store(at + SIZE, sum_i)
 
 
 @triton.jit(do_not_specialize=["first_d"])
@@ -559,3 +561,85 @@ def filter_spectrum(h: Tensor, size: int) -> Tensor:
 
 def fft_conv_spectrum(v, spectrum, skip, pre_gate, post_gate, precision, out):
     return _convolve(v, spectrum, skip, pre_gate, post_gate, precision, torch.empty_like(v) if out is None else out)
+
+
+def _backward(
+    grad: Tensor, v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None,
+    precision: Precision, grad_v: Tensor, grad_pre: Tensor | None, grad_post: Tensor | None, grad_h: Tensor | None,
+) -> None:  # fmt: skip
+    """Fills the gradients that are given."""
+    B, D, L = v.shape
+    grad, v, pre_gate, post_gate = (_with_rows(x) for x in (grad, v, pre_gate, post_gate))
+    plan = _plan(good_size(L), precision)
+    if plan.outer == 1:
+        table = tables(plan, v.device)
+        parts = min(B, triton.cdiv(_PROGRAMS, D))
+        grad_spectrum = None if grad_h is None else torch.empty(parts, D, 2, plan.size, device=v.device)
+        _row_backward[(D, parts)](
+            grad, v, pre_gate, post_gate, grad_v, grad_pre, grad_post, grad_spectrum, spectrum, skip,
+            table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift,
+            B, L, *_strides(grad), *_strides(v), *_strides(pre_gate), *_strides(post_gate), *_strides(grad_v),
+            ROWS=plan.rows, COLUMNS=plan.columns, EXACT=precision == "exact", num_warps=_ROW_WARPS[precision, plan.size][1], num_stages=1, **_PER_LAUNCH
+        )
+        if grad_h is not None:
+            _taps(grad_spectrum, grad_h)
+        return
+    stage = _OuterStage(plan, precision, v.device)
+    groups = _groups(B, D, 2 * stage.row_bytes())
+    u_scratch, g_scratch = stage.scratch(groups[0].rows), stage.scratch(groups[0].rows)
+    grad_spectrum = None if grad_h is None else torch.empty(groups[0].channels, 2, plan.size, device=v.device)
+    for group in groups:
+        stage.forward(v, pre_gate, u_scratch, group)
+        stage.forward(grad, post_gate, g_scratch, group)
+        stage.backward(u_scratch, g_scratch, spectrum, skip, grad_spectrum, grad_post is not None, group)
+        if grad_post is not None:
+            stage.inverse(u_scratch, grad, grad_post, group)
+        stage.inverse(g_scratch, pre_gate, grad_v, group, v, grad_pre)
+        if grad_h is not None and group.first_b + group.batches == B:
+            channels = slice(group.first_d, group.first_d + group.channels)
+            _taps(grad_spectrum[None, : group.channels], grad_h[channels])
+
+
+def _taps(spectra: Tensor, h: Tensor) -> None:
+    """Fill h (D, L) with the taps of which the sum of (parts, D, ...) is the spectrum."""
+    D, L = h.shape
+    plan = _plan(spectra.shape[-1], "exact")
+    if plan.outer == 1:
+        table = tables(plan, h.device)
+        _row_taps[(D,)](spectra, h, table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift, len(spectra), L,
+            ROWS=plan.rows, COLUMNS=plan.columns, EXACT=True, num_warps=_ROW_WARPS["exact", plan.size][0], num_stages=1, **_PER_LAUNCH)
+        return
+    spectra = spectra.sum(0) if len(spectra) > 1 else spectra[0]
+    stage = _OuterStage(plan, "exact", h.device)
+    groups = _groups(1, D, stage.row_bytes())
+    scratch = stage.scratch(groups[0].rows)
+    for group in groups:
+        stage.taps(spectra[group.first_d :], scratch, group)
+        stage.inverse(scratch, None, h[None], group)
+
+
+class _FFTConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v, h, skip, pre_gate, post_gate, precision):
+        spectrum = filter_spectrum(h, good_size(v.shape[-1]))
+        ctx.save_for_backward(v, spectrum, skip, pre_gate, post_gate)
+        ctx.precision = precision
+        return _convolve(v, spectrum, skip, pre_gate, post_gate, precision, torch.empty_like(v))
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise UsageError("fft_conv has no second derivative (create_graph=True); fft_conv_reference has")
+        v, spectrum, skip, pre_gate, post_gate = ctx.saved_tensors
+        _, D, L = v.shape
+        needs = ctx.needs_input_grad
+        grad_v = torch.empty_like(v)
+        grad_pre = torch.empty_like(grad_v) if needs[3] else None
+        grad_post = torch.empty_like(grad_v) if needs[4] else None
+        grad_h = torch.empty(D, L, device=v.device) if needs[1] or needs[2] else None
+        _backward(grad, v, spectrum, skip, pre_gate, post_gate, ctx.precision, grad_v, grad_pre, grad_post, grad_h)
+        return grad_v, grad_h, None if grad_h is None else grad_h[:, 0].clone(), grad_pre, grad_post, None
+
+
+def fft_conv(v, h, skip, pre_gate, post_gate, precision):
+    return _FFTConv.apply(v, h, skip, pre_gate, post_gate, precision)
