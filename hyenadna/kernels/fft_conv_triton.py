@@ -1,7 +1,34 @@
-"""Triton kernels of the gated causal long convolution."""
+"""The gated causal long convolution in Triton, forward and backward, of any length.
+
+    y[b, d, t] = post[b, d, t] (skip[d] u[b, d, t] + sum over s <= t of h[d, t - s] u[b, d, s]),   u = v pre
+
+by the right-angle transform (right_angle_triton.py): Y = U (H + skip), because the transform of an impulse is 1. With
+g = post dL/dy, backward is DU = G conj(H + skip), and the filter's gradient has the spectrum sum over b of G conj(U),
+whose tap 0 is also the gradient of skip.
+
+Up to 8192 points (`fast`) or 4096 (`exact`) a row is transformed on chip, in one launch. Beyond, three launches take a
+group of rows through a scratch that stays in the L2 cache: outer stages; inner transforms, product and inverse inner
+transforms; inverse outer stages.
+
+Cost per token of one row, for N = L; float16 or bfloat16 in `fast`, float32 in `exact`, both gates:
+
+                        fast                                exact
+    HBM, forward        8 B + 8 B of spectrum / B           16 B + 8 B / B
+    HBM, backward       14 B + 16 B / B                     28 B + 16 B / B
+    L2, with an outer stage, besides
+      scratch, forward  16 B                                32 B
+      scratch, backward 32 B                                64 B
+      operands          each of the outer stage's programs reads its block's input and table
+    FLOPs, forward      on chip 12 rows + 16 columns        three times as many
+                        else 8 outer + 16 (rows + columns)
+
+and backward twice the forward's (1.5 times on chip without a post gate), plus an exact transform each way of the filter.
+
+float16, bfloat16 and float32 signals, float32 filters. `fast` is within 1e-3 in relative L2 norm, `exact` within 1e-6.
+"""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import triton
@@ -13,633 +40,588 @@ from hyenadna.kernels.backend import Precision, reported
 from hyenadna.kernels.configuration import Configuration
 from hyenadna.kernels.right_angle_triton import (
     Plan,
-    block_scale,
-    dot,
-    inverse,
+    inner_tables,
     inverse_real,
+    inverse_to_scratch,
     load_complex,
-    load_inner_tables,
-    outer_padding,
+    load_product,
+    load_scratch,
+    load_tables,
+    outer_stage,
+    outer_stage_back,
+    outer_table,
     product,
-    tables,
+    store_product,
     transform,
     transform_real,
 )
 
+_SCRATCH_BYTES = 24 << 20
+"""Of the scratch of one group of rows, so that it stays in the L2 cache (50 MB on an H200) between the launches."""
+_PROGRAMS = 1024
+"""This many programs on chip keep a GPU busy; what the batch has more of, each works through in a loop."""
+
+
+class Tuning(NamedTuple):
+    """What to choose anew by measurement on another GPU."""
+
+    on_chip_warps: dict[int, tuple[int, int]]
+    """Sizes that are transformed on chip: warps of a program, forward and backward."""
+    inner: int
+    """Points of the inner transform of all other sizes."""
+    inner_warps: tuple[int, int]
+    """The same for the inner transform's launches."""
+    outer_block: int
+    """The outer stage's tile: outputs,"""
+    outer_sum: int
+    """terms of their sums that are loaded together,"""
+    outer_width: int
+    """neighbouring tokens,"""
+    outer_warps: int
+    outer_stages: int
+    """and loads in flight."""
+
+
+TUNING: dict[Precision, Tuning] = {
+    "fast": Tuning(
+        {256: (1, 1), 512: (1, 2), 1024: (4, 4), 2048: (4, 4), 4096: (4, 4), 8192: (8, 8)},
+        4096, (4, 4), outer_block=128, outer_sum=32, outer_width=128, outer_warps=8, outer_stages=2,
+    ),
+    "exact": Tuning(
+        {256: (1, 1), 512: (2, 2), 1024: (4, 4), 2048: (4, 4), 4096: (4, 4)},
+        4096, (4, 4), outer_block=128, outer_sum=32, outer_width=64, outer_warps=8, outer_stages=2,
+    ),
+}  # fmt: skip
+
 
 @triton.jit
-def _load_product(x, gate, x_offset, gate_offset, inside):
-    """x gate in float32, zero outside; gate may be None."""
-    tile = tl.load(x + x_offset, mask=inside, other=0).to(tl.float32)
-    if gate is not None:
-        tile *= tl.load(gate + gate_offset, mask=inside, other=0).to(tl.float32)
-    return tile
+def _load_filter(spectrum, skip, d, at, distance):
+    """The spectrum of h + skip times an impulse."""
+    hr, hi = load_complex(spectrum + at, distance)
+    return hr + tl.load(skip + d), hi
 
 
 @triton.jit
-def _store_product(tile, gate, gate_offset, out, out_offset, inside):
-    """Stores tile gate in the dtype of out; gate and out may be None."""
-    if out is not None:
-        if gate is not None:
-            tile *= tl.load(gate + gate_offset, mask=inside, other=0).to(tl.float32)
-        tl.store(out + out_offset, tile.to(out.dtype.element_ty), mask=inside)
+def _add_spectrum(re, im, spectrum, at, distance, adds):
+    """Stores a spectrum, or adds it to what the same threads have stored there."""
+    if adds:
+        re += tl.load(spectrum + at)
+        im += tl.load(spectrum + at + distance)
+    tl.store(spectrum + at, re)
+    tl.store(spectrum + at + distance, im)
 
 
 @triton.jit
-def _row(
-    v, pre_gate, post_gate, out, spectrum, skip,
-    rows_table, twiddle, columns_table, row_shift, column_shift,
-    B, L, v_b, v_d, pre_b, pre_d, post_b, post_d, out_b, out_d,
+def _on_chip(
+    v, pre, post, out, spectrum, skip, tables, B, L, v_b, v_d, pre_b, pre_d, post_b, post_d, out_b, out_d,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The convolution on chip: one channel, every num_programs(1)-th of the batch."""
-    SIZE: tl.constexpr = ROWS * COLUMNS
+    """The convolution of one channel, for every num_programs(1)-th of the batch."""
     d = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = n < L
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, 0, ROWS, COLUMNS
-    )
-    hr, hi = load_complex(spectrum + d * (2 * SIZE) + n, SIZE)
-    hr += tl.load(skip + d)  # the transform of an impulse is 1
+    factors = load_tables(tables, 0, ROWS, COLUMNS)
+    hr, hi = _load_filter(spectrum, skip, d, d * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS)
     for b in range(tl.program_id(1).to(tl.int64), B, tl.num_programs(1)):
-        u = _load_product(v, pre_gate, b * v_b + d * v_d + n, b * pre_b + d * pre_d + n, inside)
-        ur, ui = transform_real(u, fr, fi, tr, ti, gr, gi, EXACT)
+        u = load_product(v, pre, b * v_b + d * v_d + n, b * pre_b + d * pre_d + n, inside)
+        ur, ui = transform_real(u, factors, EXACT)
         yr, yi = product(ur, ui, hr, hi)
-        y = inverse_real(yr, yi, fr, fi, tr, ti, gr, gi, EXACT) / SIZE
-        _store_product(y, post_gate, b * post_b + d * post_d + n, out, b * out_b + d * out_d + n, inside)
+        y = inverse_real(yr, yi, factors, EXACT)
+        store_product(y, post, b * post_b + d * post_d + n, out, b * out_b + d * out_d + n, inside)
 
 
 @triton.jit
-def _row_backward(
-    grad, v, pre_gate, post_gate, grad_v, grad_pre, grad_post, grad_spectrum, spectrum, skip,
-    rows_table, twiddle, columns_table, row_shift, column_shift,
-    B, L, grad_b, grad_d, v_b, v_d, pre_b, pre_d, post_b, post_d, out_b, out_d,
+def _on_chip_backward(
+    grad, v, pre, post, grad_v, grad_pre, grad_post, grad_spectra, spectrum, skip, tables, B, L,
+    grad_b, grad_d, v_b, v_d, pre_b, pre_d, post_b, post_d, out_b, out_d,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """All gradients on chip, that of the filter as its spectrum, summed over the program's part of the batch."""
+    """All gradients, that of the filter as a spectrum (num_programs(1), D, 2, N) for each part of the batch."""
     SIZE: tl.constexpr = ROWS * COLUMNS
     d = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = n < L
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, 0, ROWS, COLUMNS
-    )
-    sum_r = tl.zeros((ROWS, COLUMNS), tl.float32)
-    sum_i = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for b in range(tl.program_id(1).to(tl.int64), B, tl.num_programs(1)):
+    factors = load_tables(tables, 0, ROWS, COLUMNS)
+    part = tl.program_id(1).to(tl.int64)
+    for b in range(part, B, tl.num_programs(1)):
         at_v = b * v_b + d * v_d + n
         at_pre = b * pre_b + d * pre_d + n
-        at_post = b * post_b + d * post_d + n
         at_grad = b * grad_b + d * grad_d + n
         at_out = b * out_b + d * out_d + n
-        hr, hi = load_complex(spectrum + d * (2 * SIZE) + n, SIZE)
-        hr += tl.load(skip + d)
-        u = _load_product(v, pre_gate, at_v, at_pre, inside)
-        ur, ui = transform_real(u, fr, fi, tr, ti, gr, gi, EXACT)
+        hr, hi = _load_filter(spectrum, skip, d, d * (2 * SIZE) + n, SIZE)
+        u = load_product(v, pre, at_v, at_pre, inside)
+        ur, ui = transform_real(u, factors, EXACT)
         if grad_post is not None:
             yr, yi = product(ur, ui, hr, hi)
-            y = inverse_real(yr, yi, fr, fi, tr, ti, gr, gi, EXACT) / SIZE
-            _store_product(y, grad, at_grad, grad_post, at_out, inside)
-        g = _load_product(grad, post_gate, at_grad, at_post, inside)
-        dr, di = transform_real(g, fr, fi, tr, ti, gr, gi, EXACT)
-        pr, pi = product(dr, di, ur, -ui)
-        sum_r += pr
-        sum_i += pi
-        dr, di = product(dr, di, hr, -hi)
-        du = inverse_real(dr, di, fr, fi, tr, ti, gr, gi, EXACT) / SIZE
-        _store_product(du, pre_gate, at_pre, grad_v, at_out, inside)
-        _store_product(du, v, at_v, grad_pre, at_out, inside)
-    if grad_spectrum is not None:
-        at = (tl.program_id(1) * tl.num_programs(0) + d) * (2 * SIZE) + n
-        tl.store(grad_spectrum + at, sum_r)
-        tl.store(grad_spectrum + at + SIZE, sum_i)
+            y = inverse_real(yr, yi, factors, EXACT)
+            store_product(y, grad, at_grad, grad_post, at_out, inside)
+        g = load_product(grad, post, at_grad, b * post_b + d * post_d + n, inside)
+        gr, gi = transform_real(g, factors, EXACT)
+        if grad_spectra is not None:
+            sr, si = product(gr, gi, ur, -ui)
+            at = (part * tl.num_programs(0) + d) * (2 * SIZE) + n
+            _add_spectrum(sr, si, grad_spectra, at, SIZE, b >= tl.num_programs(1))
+        # loaded again: there are not registers enough to keep them
+        hr, hi = _load_filter(spectrum, skip, d, d * (2 * SIZE) + n, SIZE)
+        gr, gi = product(gr, gi, hr, -hi)
+        grad_u = inverse_real(gr, gi, factors, EXACT)
+        store_product(grad_u, pre, at_pre, grad_v, at_out, inside)
+        store_product(grad_u, v, at_v, grad_pre, at_out, inside)
 
 
 @triton.jit
-def _row_spectrum(
-    h, spectrum, rows_table, twiddle, columns_table, row_shift, column_shift, L, h_d,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+def _on_chip_spectrum(
+    h, spectrum, tables, L, h_d, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr
 ):  # fmt: skip
     """The spectrum of one channel's filter."""
-    SIZE: tl.constexpr = ROWS * COLUMNS
     d = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, 0, ROWS, COLUMNS
-    )
     taps = tl.load(h + d * h_d + n, mask=n < L, other=0)
-    hr, hi = transform_real(taps, fr, fi, tr, ti, gr, gi, EXACT)
-    tl.store(spectrum + d * (2 * SIZE) + n, hr)
-    tl.store(spectrum + d * (2 * SIZE) + SIZE + n, hi)
+    hr, hi = transform_real(taps, load_tables(tables, 0, ROWS, COLUMNS), EXACT)
+    _add_spectrum(hr, hi, spectrum, d * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS, False)
 
 
 @triton.jit
-def _row_taps(
-    spectra, h, rows_table, twiddle, columns_table, row_shift, column_shift, parts, L,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+def _on_chip_taps(
+    spectra, h, tables, parts, L, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr
 ):  # fmt: skip
-    """The first L taps of which the sum of the `parts` spectra of one channel is the spectrum."""
-    SIZE: tl.constexpr = ROWS * COLUMNS
+    """The first L taps (D, L) of which the sum of (parts, D, 2, N) is the spectrum, of one channel."""
     d = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, 0, ROWS, COLUMNS
-    )
     hr = tl.zeros((ROWS, COLUMNS), tl.float32)
     hi = tl.zeros((ROWS, COLUMNS), tl.float32)
     for part in range(parts):
-        pr, pi = load_complex(spectra + (part * tl.num_programs(0) + d) * (2 * SIZE) + n, SIZE)
+        pr, pi = load_complex(
+            spectra + (part * tl.num_programs(0) + d) * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS
+        )
         hr += pr
         hi += pi
-    taps = inverse_real(hr, hi, fr, fi, tr, ti, gr, gi, EXACT) / SIZE
+    taps = inverse_real(hr, hi, load_tables(tables, 0, ROWS, COLUMNS), EXACT)
     tl.store(h + d * L + n, taps, mask=n < L)
 
 
-@triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
-def _outer_forward(
-    x, gate, scratch, units, outer_table, first_b, first_d, batches, L, x_b, x_d, gate_b, gate_d,
-    OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr, DAMPING: tl.constexpr,
-    BLOCK: tl.constexpr, SUM: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The outer stage of x gate: BLOCK of the k1 for WIDTH neighbouring points of the inner transforms.
-
-    The scratch holds (rows, 2, OUTER, INNER) numbers; times the unit of their row and column block they are A[k1, n2].
-    """
-    row = tl.program_id(1).to(tl.int64)
-    d = first_d + row // batches
-    b = first_b + row % batches
-    k1 = tl.program_id(0) % (PADDED // BLOCK) * BLOCK + tl.arange(0, BLOCK)
-    column_block = tl.program_id(0) // (PADDED // BLOCK)
-    n2 = column_block * WIDTH + tl.arange(0, WIDTH)
-    re = tl.zeros((BLOCK, WIDTH), tl.float32)
-    im = tl.zeros((BLOCK, WIDTH), tl.float32)
-    scale = tl.full((), 2.0**124, tl.float32)  # that of zeros
-    for first in range(0, tl.cdiv(L, INNER), SUM):
-        n1 = first + tl.arange(0, SUM)
-        n = n1[:, None] * INNER + n2[None, :]
-        tile = _load_product(x, gate, b * x_b + d * x_d + n, b * gate_b + d * gate_d + n, n < L)
-        er, ei = load_complex(outer_table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
-        # one scale for all: it falls when a larger block comes, and what was summed falls with it
-        lower = tl.minimum(scale, block_scale(tl.max(tl.abs(tile))))
-        tile *= lower
-        re = dot(er, tile, re * (lower / scale), EXACT)
-        im = dot(ei, tile, im * (lower / scale), EXACT)
-        scale = lower
-    at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
-    tl.store(at, (re * DAMPING).to(scratch.dtype.element_ty), mask=(k1 < OUTER)[:, None])
-    tl.store(at + OUTER * INNER, (im * DAMPING).to(scratch.dtype.element_ty), mask=(k1 < OUTER)[:, None])
-    # every block of k1 finds the same scale
-    tl.store(units + row * (INNER // WIDTH) + column_block, 1 / (scale * DAMPING))
-
-
 @triton.jit
-def _load_scratch(scratch, units, row, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip # noqa: E501
-    """The inner transform's input [a, c] of one k1."""
-    a = tl.arange(0, ROWS)[:, None]
-    at = scratch + (row * (2 * OUTER) + k1) * (ROWS * COLUMNS) + a * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    re, im = load_complex(at, OUTER * ROWS * COLUMNS)
-    unit = tl.load(units + row * (ROWS * COLUMNS // WIDTH) + a * COLUMNS // WIDTH)
-    return re.to(tl.float32) * unit, im.to(tl.float32) * unit
-
-
-@triton.jit
-def _store_scratch(re, im, unit, scratch, units, row, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DAMPING: tl.constexpr):  # fmt: skip # noqa: E501
-    """The inverse inner transform's output [a, c] of one k1, with one unit."""
-    n2 = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    at = scratch + (row * (2 * OUTER) + k1) * (ROWS * COLUMNS) + n2
-    tl.store(at, (re * DAMPING).to(scratch.dtype.element_ty))
-    tl.store(at + OUTER * ROWS * COLUMNS, (im * DAMPING).to(scratch.dtype.element_ty))
-    tl.store(units + row * OUTER + k1, unit / DAMPING)
-
-
-@triton.jit
-def _spectrum_offset(d, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _frequencies(d, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where a spectrum (D, 2, N) holds [p, q] of one k1."""
     p = k1 + OUTER * tl.arange(0, ROWS)
     return d * (2 * OUTER * ROWS * COLUMNS) + p[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit(do_not_specialize=["first_d", "batches"])
 def _inner(
-    scratch, units, back_units, spectrum, skip, rows_table, twiddle, columns_table, row_shift, column_shift,
-    first_d, batches,
+    scratch, units, inverse_units, spectrum, skip, tables, first_d, batches,
     OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, DAMPING: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Inner transforms of one k1 and channel, times the filter's spectrum, and back, in the scratch."""
+    """Inner transforms of one channel and k1, the product with the filter's spectrum, and back, in the scratch."""
     k1 = tl.program_id(0)
     channel = tl.program_id(1).to(tl.int64)
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, k1, ROWS, COLUMNS
-    )
-    at_h = spectrum + _spectrum_offset(first_d + channel, k1, OUTER, ROWS, COLUMNS)
-    direct = tl.load(skip + first_d + channel)
+    d = first_d + channel
+    factors = load_tables(tables, k1, ROWS, COLUMNS)
+    at_h = _frequencies(d, k1, OUTER, ROWS, COLUMNS)
     for row in range(channel * batches, (channel + 1) * batches):
-        ur, ui = _load_scratch(scratch, units, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
-        ur, ui = transform(ur, ui, fr, fi, tr, ti, gr, gi, EXACT)
-        hr, hi = load_complex(at_h, OUTER * ROWS * COLUMNS)
-        yr, yi = product(ur, ui, hr + direct, hi)
-        zr, zi, unit = inverse(yr, yi, fr, fi, tr, ti, gr, gi, EXACT)
-        _store_scratch(zr, zi, unit, scratch, back_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING)
+        ur, ui = load_scratch(scratch, units, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
+        ur, ui = transform(ur, ui, factors, EXACT)
+        hr, hi = _load_filter(spectrum, skip, d, at_h, OUTER * ROWS * COLUMNS)
+        yr, yi = product(ur, ui, hr, hi)
+        inverse_to_scratch(yr, yi, factors, scratch, inverse_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING, EXACT)
 
 
-@triton.jit(do_not_specialize=["first_d", "batches", "adds"])
+@triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
 def _inner_backward(
-    u_scratch, g_scratch, u_units, g_units, u_back_units, g_back_units, grad_spectrum, spectrum, skip,
-    rows_table, twiddle, columns_table, row_shift, column_shift, first_d, batches, adds,
+    u_scratch, u_units, u_inverse_units, g_scratch, g_units, g_inverse_units, grad_spectrum, spectrum, skip, tables,
+    first_b, first_d, batches,
     OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, DAMPING: tl.constexpr,
     WITH_Y: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The same of u and of the gradient g, and the spectrum of the filter's gradient; `adds` to what is there."""
+    """The same of u, if y is asked for, and of g, and the spectrum of the filter's gradient, summed over the batch."""
+    SIZE: tl.constexpr = OUTER * ROWS * COLUMNS
     k1 = tl.program_id(0)
     channel = tl.program_id(1).to(tl.int64)
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, k1, ROWS, COLUMNS
-    )
-    SIZE: tl.constexpr = OUTER * ROWS * COLUMNS
-    at_h = spectrum + _spectrum_offset(first_d + channel, k1, OUTER, ROWS, COLUMNS)
-    direct = tl.load(skip + first_d + channel)
-    sum_r = tl.zeros((ROWS, COLUMNS), tl.float32)
-    sum_i = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for row in range(channel * batches, (channel + 1) * batches):
-        ur, ui = _load_scratch(u_scratch, u_units, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
-        ur, ui = transform(ur, ui, fr, fi, tr, ti, gr, gi, EXACT)
-        hr, hi = load_complex(at_h, SIZE)
-        hr += direct
+    d = first_d + channel
+    factors = load_tables(tables, k1, ROWS, COLUMNS)
+    at_h = _frequencies(d, k1, OUTER, ROWS, COLUMNS)
+    first = channel * batches
+    for row in range(first, first + batches):
+        ur, ui = load_scratch(u_scratch, u_units, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
+        ur, ui = transform(ur, ui, factors, EXACT)
         if WITH_Y:
+            hr, hi = _load_filter(spectrum, skip, d, at_h, SIZE)
             yr, yi = product(ur, ui, hr, hi)
-            zr, zi, unit = inverse(yr, yi, fr, fi, tr, ti, gr, gi, EXACT)
-            _store_scratch(zr, zi, unit, u_scratch, u_back_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING)
-        dr, di = _load_scratch(g_scratch, g_units, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
-        dr, di = transform(dr, di, fr, fi, tr, ti, gr, gi, EXACT)
-        pr, pi = product(dr, di, ur, -ui)
-        sum_r += pr
-        sum_i += pi
-        dr, di = product(dr, di, hr, -hi)
-        zr, zi, unit = inverse(dr, di, fr, fi, tr, ti, gr, gi, EXACT)
-        _store_scratch(zr, zi, unit, g_scratch, g_back_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING)
-    if grad_spectrum is not None:
-        at = grad_spectrum + _spectrum_offset(channel, k1, OUTER, ROWS, COLUMNS)
-        if adds > 0:
-            sum_r += tl.load(at)
-            sum_i += tl.load(at + SIZE)
-        tl.store(at, sum_r)
-        tl.store(at + SIZE, sum_i)
+            inverse_to_scratch(
+                yr, yi, factors, u_scratch, u_inverse_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING, EXACT
+            )
+        gr, gi = load_scratch(g_scratch, g_units, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
+        gr, gi = transform(gr, gi, factors, EXACT)
+        if grad_spectrum is not None:
+            sr, si = product(gr, gi, ur, -ui)
+            at = _frequencies(channel, k1, OUTER, ROWS, COLUMNS)
+            _add_spectrum(sr, si, grad_spectrum, at, SIZE, row - first + first_b > 0)
+        hr, hi = _load_filter(spectrum, skip, d, at_h, SIZE)
+        gr, gi = product(gr, gi, hr, -hi)
+        inverse_to_scratch(
+            gr, gi, factors, g_scratch, g_inverse_units, row, k1, OUTER, ROWS, COLUMNS, DAMPING, EXACT
+        )
 
 
 @triton.jit(do_not_specialize=["first_d"])
 def _inner_spectrum(
-    scratch, units, spectrum, rows_table, twiddle, columns_table, row_shift, column_shift, first_d,
+    scratch, units, spectrum, tables, first_d,
     OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Inner transforms of one k1 and channel into the spectrum."""
+    """Inner transforms of one channel and k1 into the spectrum."""
     k1 = tl.program_id(0)
     channel = tl.program_id(1).to(tl.int64)
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, k1, ROWS, COLUMNS
-    )
-    hr, hi = _load_scratch(scratch, units, channel, k1, OUTER, ROWS, COLUMNS, WIDTH)
-    hr, hi = transform(hr, hi, fr, fi, tr, ti, gr, gi, EXACT)
-    at = spectrum + _spectrum_offset(first_d + channel, k1, OUTER, ROWS, COLUMNS)
-    tl.store(at, hr)
-    tl.store(at + OUTER * ROWS * COLUMNS, hi)
+    hr, hi = load_scratch(scratch, units, channel, k1, OUTER, ROWS, COLUMNS, WIDTH)
+    hr, hi = transform(hr, hi, load_tables(tables, k1, ROWS, COLUMNS), EXACT)
+    at = _frequencies(first_d + channel, k1, OUTER, ROWS, COLUMNS)
+    _add_spectrum(hr, hi, spectrum, at, OUTER * ROWS * COLUMNS, False)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_d"])
 def _inner_taps(
-    spectrum, scratch, back_units, rows_table, twiddle, columns_table, row_shift, column_shift,
+    spectrum, scratch, inverse_units, tables, first_d,
     OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DAMPING: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Inverse inner transforms of one k1 and channel of a spectrum."""
+    """Inverse inner transforms of one channel and k1 of a spectrum."""
     k1 = tl.program_id(0)
     channel = tl.program_id(1).to(tl.int64)
-    fr, fi, tr, ti, gr, gi = load_inner_tables(
-        rows_table, twiddle, columns_table, row_shift, column_shift, k1, ROWS, COLUMNS
-    )
-    hr, hi = load_complex(spectrum + _spectrum_offset(channel, k1, OUTER, ROWS, COLUMNS), OUTER * ROWS * COLUMNS)
-    zr, zi, unit = inverse(hr, hi, fr, fi, tr, ti, gr, gi, EXACT)
-    _store_scratch(zr, zi, unit, scratch, back_units, channel, k1, OUTER, ROWS, COLUMNS, DAMPING)
+    at = spectrum + _frequencies(first_d + channel, k1, OUTER, ROWS, COLUMNS)
+    hr, hi = load_complex(at, OUTER * ROWS * COLUMNS)
+    factors = load_tables(tables, k1, ROWS, COLUMNS)
+    inverse_to_scratch(hr, hi, factors, scratch, inverse_units, channel, k1, OUTER, ROWS, COLUMNS, DAMPING, EXACT)
 
 
-@triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
-def _outer_inverse(
-    scratch, back_units, outer_table, gate, out, second_gate, second_out, first_b, first_d, batches, L,
-    gate_b, gate_d, second_gate_b, second_gate_d, out_b, out_d,
-    OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr, UNITS: tl.constexpr,
-    BLOCK: tl.constexpr, SUM: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The outer stage back: y gate and, if there is a second result, y second_gate."""
-    row = tl.program_id(1).to(tl.int64)
-    d = first_d + row // batches
-    b = first_b + row % batches
-    blocks = tl.cdiv(tl.cdiv(L, INNER), BLOCK)
-    n1 = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    n2 = tl.program_id(0) // blocks * WIDTH + tl.arange(0, WIDTH)
-    every = tl.arange(0, UNITS)
-    unit = tl.max(tl.load(back_units + row * OUTER + every, mask=every < OUTER, other=0))
-    y = tl.zeros((BLOCK, WIDTH), tl.float32)
-    for first in range(0, OUTER, SUM):
-        k1 = first + tl.arange(0, SUM)
-        inside = (k1 < OUTER)[:, None]
-        at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
-        # in the largest unit, nothing grows
-        ratio = tl.load(back_units + row * OUTER + k1, mask=k1 < OUTER, other=0)[:, None] / unit
-        zr = tl.load(at, mask=inside, other=0).to(tl.float32) * ratio
-        zi = tl.load(at + OUTER * INNER, mask=inside, other=0).to(tl.float32) * ratio
-        er, ei = load_complex(outer_table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
-        y = dot(tl.trans(er), zr, y, EXACT)
-        y = dot(tl.trans(ei), -zi, y, EXACT)
-    y *= unit / (OUTER * INNER)
-    n = n1[:, None] * INNER + n2[None, :]
-    at_out = b * out_b + d * out_d + n
-    _store_product(y, gate, b * gate_b + d * gate_d + n, out, at_out, n < L)
-    _store_product(y, second_gate, b * second_gate_b + d * second_gate_d + n, second_out, at_out, n < L)
 
 
-_ROW_WARPS: dict[tuple[Precision, int], tuple[int, int]] = {
-    ("fast", 256): (1, 1),
-    ("fast", 512): (1, 2),
-    ("fast", 1024): (4, 4),
-    ("fast", 2048): (4, 4),
-    ("fast", 4096): (4, 8),
-    ("fast", 8192): (8, 8),
-    ("exact", 256): (1, 1),
-    ("exact", 512): (2, 2),
-    ("exact", 1024): (4, 4),
-    ("exact", 2048): (4, 8),
-    ("exact", 4096): (4, 8),
-}
-"""Warps of the forward and of the backward kernel on chip; sizes that are not here go through the outer stage."""
+class _Gradients(NamedTuple):
+    """Where the gradients go; None for those that nobody asks for. All signals have the strides of that of v."""
 
-_INNER = 4096
-"""Points of the inner transform below an outer stage."""
-_INNER_WARPS = 8
-_WIDTH = 128
-_OUTER_WARPS = 8
-
-_SCRATCH_BYTES = 24 << 20
-"""Of the intermediate results between the launches, so that they stay in the L2 cache (50 MB on an H200)."""
-_PROGRAMS = 1024
-"""So many programs on chip keep a GPU busy; what is left of the batch is a loop within them."""
-_PER_LAUNCH = {"enable_fp_fusion": True}
+    v: Tensor
+    pre: Tensor | None
+    post: Tensor | None
+    h: Tensor | None
 
 
-def good_size(L: int) -> int:
-    """The points of the transform for L tokens: m 2^a >= L with m of 1, 3, 5, 7; powers of two from 256 to 16384.
+class _OnChip:
+    """The launches of a size that is transformed on chip."""
 
-    Examples
-    --------
-    >>> good_size(160_002), good_size(450_002), good_size(1_000_002)
-    (163840, 458752, 1048576)
-    """
-    power = max(256, triton.next_power_of_2(L))
-    return power if power <= 1 << 14 else min(m * power // 8 for m in (5, 6, 7, 8) if m * power // 8 >= L)
+    def __init__(self, plan: Plan, precision: Precision, device: torch.device) -> None:
+        self.constants = {"ROWS": plan.rows, "COLUMNS": plan.columns, "EXACT": precision == "exact"}
+        self.warps, self.warps_backward = TUNING[precision].on_chip_warps[plan.size]
+        self.tables = inner_tables(plan, device)
 
+    def convolve(
+        self, v: Tensor, spectrum: Tensor, skip: Tensor, pre: Tensor | None, post: Tensor | None, out: Tensor
+    ) -> None:
+        """Fill out."""
+        B, D, L = v.shape
+        _on_chip[D, _parts(B, D)](
+            v, pre, post, out, spectrum, skip, self.tables, B, L, *_strides(v, pre, post, out),
+            **self.constants, **_options(self.warps),
+        )  # fmt: skip
 
-def _columns(size: int) -> int:
-    """The same for every plan of a size: it gives the spectrum its layout."""
-    return 16 if size <= 512 else 32 if size <= 2048 else 64
+    def backward(
+        self,
+        grad: Tensor,
+        v: Tensor,
+        spectrum: Tensor,
+        skip: Tensor,
+        pre: Tensor | None,
+        post: Tensor | None,
+        into: _Gradients,
+    ) -> None:
+        """Fill the gradients."""
+        B, D, L = v.shape
+        spectra = None if into.h is None else spectrum.new_empty(_parts(B, D), *spectrum.shape)
+        _on_chip_backward[D, _parts(B, D)](
+            grad, v, pre, post, into.v, into.pre, into.post, spectra, spectrum, skip, self.tables, B, L,
+            *_strides(grad, v, pre, post, into.v), **self.constants, **_options(self.warps_backward),
+        )  # fmt: skip
+        if into.h is not None and spectra is not None:
+            _fill_taps(into.h, spectra)
 
+    def spectrum(self, h: Tensor, spectrum: Tensor) -> None:
+        """Fill the spectrum (D, 2, N) of h (D, L)."""
+        D, L = h.shape
+        _on_chip_spectrum[D,](h, spectrum, self.tables, L, h.stride(0), **self.constants, **_options(self.warps))
 
-def _plan(size: int, precision: Precision) -> Plan:
-    inner = size if (precision, size) in _ROW_WARPS else _INNER
-    return Plan(size // inner, inner // _columns(size), _columns(size))
+    def taps(self, spectra: Tensor, h: Tensor) -> None:
+        """Fill h (D, L) with the inverse of the sum of the spectra (parts, D, 2, N)."""
+        D, L = h.shape
+        _on_chip_taps[D,](spectra, h, self.tables, len(spectra), L, **self.constants, **_options(self.warps))
 
 
 class _Group(NamedTuple):
-    """Rows that go through the three launches together."""
+    """Rows that go through the launches together."""
 
-    first_d: int
-    channels: int
     first_b: int
     batches: int
-
-    @property
-    def rows(self) -> int:
-        return self.channels * self.batches
+    first_d: int
+    channels: int
 
 
-def _groups(B: int, D: int, row_bytes: int) -> list[_Group]:
-    """All rows, as many at once as leave the scratch in the L2 cache."""
-    rows = max(1, _SCRATCH_BYTES // row_bytes)
-    channels, batches = max(1, min(D, rows // B)), min(B, rows)
-    return [
-        _Group(d, min(channels, D - d), b, min(batches, B - b))
-        for d in range(0, D, channels)
-        for b in range(0, B, batches)
-    ]
+class _Scratch(NamedTuple):
+    """What the launches of a group hand on: numbers (rows, 2, outer, inner) and what they are to be multiplied by."""
+
+    numbers: Tensor
+    units: Tensor
+    inverse_units: Tensor
 
 
-class _Scratch:
-    """What the launches of one group hand on: numbers, and the units by which they are to be multiplied."""
+class _Staged:
+    """The launches of a size with an outer stage, group by group."""
 
-    def __init__(self, plan: Plan, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.numbers = torch.empty(rows, 2, plan.outer, plan.inner, dtype=dtype, device=device)
-        self.units = torch.empty(rows, plan.inner // _WIDTH, device=device)
-        self.back_units = torch.empty(rows, plan.outer, device=device)
+    def __init__(self, plan: Plan, precision: Precision, device: torch.device) -> None:
+        self.plan, self.device, self.tuning = plan, device, TUNING[precision]
+        exact = precision == "exact"
+        self.dtype = torch.float32 if exact else torch.float16
+        self.inner = {"OUTER": plan.outer, "ROWS": plan.rows, "COLUMNS": plan.columns, "EXACT": exact}
+        self.width = {"WIDTH": self.tuning.outer_width}
+        self.outer = {
+            "OUTER": plan.outer,
+            "PADDED": plan.padded_outer,
+            "INNER": plan.inner,
+            "BLOCK": min(self.tuning.outer_block, plan.padded_outer),
+            "SUM": min(self.tuning.outer_sum, plan.padded_outer),
+            "EXACT": exact,
+        } | self.width
+        # sums of so many terms grow by about the root of it, which float16 need not hold
+        self.damping = {"DAMPING": 2.0 ** -(plan.outer.bit_length() // 2)}
+        self.inner_damping = {"DAMPING": 2.0 ** -(plan.inner.bit_length() // 2)}
+        self.tables = inner_tables(plan, device)
+        self.outer_table = outer_table(plan, self.dtype, device)
+
+    def convolve(
+        self, v: Tensor, spectrum: Tensor, skip: Tensor, pre: Tensor | None, post: Tensor | None, out: Tensor
+    ) -> None:
+        """Fill out."""
+        groups, (scratch,) = self._groups(*v.shape[:2], scratches=1)
+        for group in groups:
+            self._forth(v, pre, scratch, group)
+            _inner[self.plan.outer, group.channels](
+                *scratch, spectrum, skip, self.tables, group.first_d, group.batches,
+                **self.inner, **self.width, **self.inner_damping, **_options(self.tuning.inner_warps[0]),
+            )  # fmt: skip
+            self._back(scratch, post, out, group)
+
+    def backward(
+        self,
+        grad: Tensor,
+        v: Tensor,
+        spectrum: Tensor,
+        skip: Tensor,
+        pre: Tensor | None,
+        post: Tensor | None,
+        into: _Gradients,
+    ) -> None:
+        """Fill the gradients."""
+        groups, (of_u, of_g) = self._groups(*v.shape[:2], scratches=2)
+        grad_spectrum = None if into.h is None else torch.empty_like(spectrum[: groups[0].channels])
+        for group in groups:
+            self._forth(v, pre, of_u, group)
+            self._forth(grad, post, of_g, group)
+            _inner_backward[self.plan.outer, group.channels](
+                *of_u, *of_g, grad_spectrum, spectrum, skip, self.tables, group.first_b, group.first_d, group.batches,
+                WITH_Y=into.post is not None,
+                **self.inner, **self.width, **self.inner_damping, **_options(self.tuning.inner_warps[1]),
+            )  # fmt: skip
+            if into.post is not None:
+                self._back(of_u, grad, into.post, group)
+            self._back(of_g, pre, into.v, group, v, into.pre)
+            if into.h is not None and grad_spectrum is not None and group.first_b + group.batches == len(v):
+                channels = slice(group.first_d, group.first_d + group.channels)
+                _fill_taps(into.h[channels], grad_spectrum[None, : group.channels])
+
+    def spectrum(self, h: Tensor, spectrum: Tensor) -> None:
+        """Fill the spectrum (D, 2, N) of h (D, L)."""
+        groups, (scratch,) = self._groups(1, len(h), scratches=1)
+        for group in groups:
+            self._forth(h[None], None, scratch, group)
+            _inner_spectrum[self.plan.outer, group.channels](
+                scratch.numbers, scratch.units, spectrum, self.tables, group.first_d,
+                **self.inner, **self.width, **_options(self.tuning.inner_warps[0]),
+            )  # fmt: skip
+
+    def taps(self, spectra: Tensor, h: Tensor) -> None:
+        """Fill h (D, L) with the inverse of the sum of the spectra (parts, D, 2, N)."""
+        spectrum = spectra[0] if len(spectra) == 1 else spectra.sum(0)
+        groups, (scratch,) = self._groups(1, len(h), scratches=1)
+        for group in groups:
+            _inner_taps[self.plan.outer, group.channels](
+                spectrum, scratch.numbers, scratch.inverse_units, self.tables, group.first_d,
+                **self.inner, **self.inner_damping, **_options(self.tuning.inner_warps[0]),
+            )  # fmt: skip
+            self._back(scratch, None, h[None], group)
+
+    def _groups(self, B: int, D: int, *, scratches: int) -> tuple[list[_Group], list[_Scratch]]:
+        """All rows in groups whose scratches together stay in the L2 cache, and the scratches."""
+        plan = self.plan
+        rows = max(1, _SCRATCH_BYTES // (scratches * 2 * plan.size * self.dtype.itemsize))
+        batches, channels = min(B, rows), max(1, min(D, rows // B))
+        groups = [
+            _Group(b, min(batches, B - b), d, min(channels, D - d))
+            for d in range(0, D, channels)
+            for b in range(0, B, batches)
+        ]
+        rows = batches * channels
+        empty = torch.empty
+        return groups, [
+            _Scratch(
+                empty(rows, 2, plan.outer, plan.inner, dtype=self.dtype, device=self.device),
+                empty(rows, plan.inner // self.tuning.outer_width, device=self.device),
+                empty(rows, plan.outer, device=self.device),
+            )
+            for _ in range(scratches)
+        ]
+
+    def _forth(self, x: Tensor, gate: Tensor | None, scratch: _Scratch, group: _Group) -> None:
+        """The outer stage of x gate."""
+        blocks = self.plan.padded_outer // self.outer["BLOCK"] * (self.plan.inner // self.outer["WIDTH"])
+        outer_stage[blocks, group.batches * group.channels](
+            x, gate, scratch.numbers, scratch.units, self.outer_table, group.first_b, group.first_d, group.batches,
+            x.shape[-1], *_strides(x, gate),
+            **self.outer, **self.damping, **_options(self.tuning.outer_warps, self.tuning.outer_stages),
+        )  # fmt: skip
+
+    def _back(
+        self,
+        scratch: _Scratch,
+        gate: Tensor | None,
+        out: Tensor,
+        group: _Group,
+        second_gate: Tensor | None = None,
+        second_out: Tensor | None = None,
+    ) -> None:
+        """The outer stage back, times each gate."""
+        L = out.shape[-1]
+        blocks = triton.cdiv(triton.cdiv(L, self.plan.inner), self.outer["BLOCK"])
+        outer_stage_back[blocks * (self.plan.inner // self.outer["WIDTH"]), group.batches * group.channels](
+            scratch.numbers, scratch.inverse_units, self.outer_table, gate, out, second_gate, second_out,
+            group.first_b, group.first_d, group.batches, L, *_strides(gate, second_gate, out),
+            **self.outer, **_options(self.tuning.outer_warps, self.tuning.outer_stages),
+        )  # fmt: skip
 
 
-def _strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+def _options(warps: int, stages: int = 1) -> dict[str, Any]:
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
-def _with_rows(x: Tensor | None) -> Tensor | None:
-    """x with neighbouring tokens neighbours in memory."""
+def _strides(*signals: Tensor | None) -> list[int]:
+    """Of the batch and of the channels, for each."""
+    return [stride for x in signals for stride in ((0, 0) if x is None else x.stride()[:2])]
+
+
+def _parts(B: int, D: int) -> int:
+    """Programs among which the batch of one channel is divided on chip."""
+    return min(B, triton.cdiv(_PROGRAMS, D))
+
+
+def _in_rows(x: Tensor | None) -> Tensor | None:
+    """x with neighbouring tokens next to each other in memory."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
-class _OuterStage:
-    """The launches of one transform that has an outer stage."""
-
-    def __init__(self, plan: Plan, precision: Precision, device: torch.device) -> None:
-        self.plan, self.exact, self.device = plan, precision == "exact", device
-        self.dtype = torch.float32 if self.exact else torch.float16
-        self.padded = outer_padding(plan.outer)
-        table = tables(plan, device)
-        self.outer_table, self.inner_tables = table.outer, (table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift)
-        block = min(self.padded, 64)
-        self.outer_tile = {"BLOCK": block, "SUM": block, "WIDTH": _WIDTH, "EXACT": self.exact, "num_warps": _OUTER_WARPS, "num_stages": 2}
-        self.inner_tile = {"OUTER": plan.outer, "ROWS": plan.rows, "COLUMNS": plan.columns, "EXACT": self.exact, "num_warps": _INNER_WARPS, "num_stages": 1}
-
-    def row_bytes(self) -> int:
-        return 2 * self.plan.size * self.dtype.itemsize
-
-    def scratch(self, rows: int) -> _Scratch:
-        return _Scratch(self.plan, rows, self.dtype, self.device)
-
-    def damping(self, points: int) -> float:
-        """Sums of so many numbers, as they are kept in float16."""
-        return 2.0 ** -(points.bit_length() // 2)
-
-    def forward(self, x: Tensor, gate: Tensor | None, scratch: _Scratch, group: _Group) -> None:
-        plan, L = self.plan, x.shape[-1]
-        grid = (self.padded // self.outer_tile["BLOCK"] * (plan.inner // _WIDTH), group.rows)
-        _outer_forward[grid](
-            x, gate, scratch.numbers, scratch.units, self.outer_table, group.first_b, group.first_d, group.batches, L,
-            *_strides(x), *_strides(gate), OUTER=plan.outer, PADDED=self.padded, INNER=plan.inner,
-            DAMPING=self.damping(plan.outer), **self.outer_tile, **_PER_LAUNCH
-        )  # fmt: skip
-
-    def convolve(self, scratch: _Scratch, spectrum: Tensor, skip: Tensor, group: _Group) -> None:
-        _inner[(self.plan.outer, group.channels)](
-            scratch.numbers, scratch.units, scratch.back_units, spectrum, skip, *self.inner_tables, group.first_d,
-            group.batches, WIDTH=_WIDTH, DAMPING=self.damping(self.plan.inner), **self.inner_tile, **_PER_LAUNCH
-        )  # fmt: skip
-
-    def backward(self, u: _Scratch, g: _Scratch, spectrum: Tensor, skip: Tensor, grad_spectrum: Tensor | None, with_y: bool, group: _Group) -> None:
-        _inner_backward[(self.plan.outer, group.channels)](
-            u.numbers, g.numbers, u.units, g.units, u.back_units, g.back_units, grad_spectrum, spectrum, skip,
-            *self.inner_tables, group.first_d, group.batches, group.first_b, WIDTH=_WIDTH,
-            DAMPING=self.damping(self.plan.inner), WITH_Y=with_y, **self.inner_tile, **_PER_LAUNCH
-        )  # fmt: skip
-
-    def spectrum(self, scratch: _Scratch, spectrum: Tensor, group: _Group) -> None:
-        _inner_spectrum[(self.plan.outer, group.channels)](
-            scratch.numbers, scratch.units, spectrum, *self.inner_tables, group.first_d, WIDTH=_WIDTH, **self.inner_tile, **_PER_LAUNCH
-        )
-
-    def taps(self, spectrum: Tensor, scratch: _Scratch, group: _Group) -> None:
-        _inner_taps[(self.plan.outer, group.channels)](
-            spectrum, scratch.numbers, scratch.back_units, *self.inner_tables,
-            DAMPING=self.damping(self.plan.inner), **self.inner_tile, **_PER_LAUNCH
-        )  # fmt: skip
-
-    def inverse(self, scratch: _Scratch, gate: Tensor | None, out: Tensor | None, group: _Group, second_gate: Tensor | None = None, second_out: Tensor | None = None) -> None:
-        plan = self.plan
-        like = out if out is not None else second_out
-        assert like is not None
-        L = like.shape[-1]
-        blocks = triton.cdiv(triton.cdiv(L, plan.inner), self.outer_tile["BLOCK"])
-        _outer_inverse[(blocks * (plan.inner // _WIDTH), group.rows)](
-            scratch.numbers, scratch.back_units, self.outer_table, gate, out, second_gate, second_out,
-            group.first_b, group.first_d, group.batches, L, *_strides(gate), *_strides(second_gate), *_strides(like),
-            OUTER=plan.outer, PADDED=self.padded, INNER=plan.inner, UNITS=triton.next_power_of_2(plan.outer),
-            **self.outer_tile, **_PER_LAUNCH
-        )  # fmt: skip
+def _plan(size: int, precision: Precision) -> Plan:
+    tuning = TUNING[precision]
+    inner = size if size in tuning.on_chip_warps else tuning.inner
+    # by size alone, so that both precisions lay out spectra in one way
+    columns = 16 if size <= 512 else 32 if size <= 2048 else 64
+    return Plan(size // inner, inner // columns, columns)
 
 
-def _convolve(v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None, precision: Precision, out: Tensor) -> Tensor:
-    B, D, L = v.shape
-    v, pre_gate, post_gate = _with_rows(v), _with_rows(pre_gate), _with_rows(post_gate)
-    plan = _plan(good_size(L), precision)
-    if plan.outer == 1:
-        table = tables(plan, v.device)
-        _row[(D, min(B, triton.cdiv(_PROGRAMS, D)))](
-            v, pre_gate, post_gate, out, spectrum, skip, table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift,
-            B, L, *_strides(v), *_strides(pre_gate), *_strides(post_gate), *_strides(out),
-            ROWS=plan.rows, COLUMNS=plan.columns, EXACT=precision == "exact", num_warps=_ROW_WARPS[precision, plan.size][0], num_stages=1, **_PER_LAUNCH
-        )
-        return out
-    stage = _OuterStage(plan, precision, v.device)
-    groups = _groups(B, D, stage.row_bytes())
-    scratch = stage.scratch(groups[0].rows)
-    for group in groups:
-        stage.forward(v, pre_gate, scratch, group)
-        stage.convolve(scratch, spectrum, skip, group)
-        stage.inverse(scratch, post_gate, out, group)
-    return out
+def _launches(size: int, precision: Precision, device: torch.device) -> _OnChip | _Staged:
+    plan = _plan(size, precision)
+    return (_OnChip if plan.outer == 1 else _Staged)(plan, precision, device)
+
+
+def _fill_taps(h: Tensor, spectra: Tensor) -> None:
+    _launches(spectra.shape[-1], "exact", h.device).taps(spectra, h)
+
+
+def good_size(L: int) -> int:
+    """The points of the transform of L tokens: m 2^a with m = 1, 3, 5 or 7, but powers of two from 256 to 16384.
+
+    Examples
+    --------
+    >>> good_size(1000), good_size(160_002), good_size(450_002), good_size(1_000_002)
+    (1024, 163840, 458752, 1048576)
+    """
+    power = max(256, triton.next_power_of_2(L))
+    return power if power <= 16384 else min(m * power // 8 for m in (5, 6, 7, 8) if m * power // 8 >= L)
 
 
 def filter_spectrum(h: Tensor, size: int) -> Tensor:
-    D, L = h.shape
-    h = _with_rows(h)
-    spectrum = torch.empty(D, 2, size, device=h.device)
-    plan = _plan(size, "exact")
-    if plan.outer == 1:
-        table = tables(plan, h.device)
-        _row_spectrum[(D,)](h, spectrum, table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift, L, h.stride(0),
-            ROWS=plan.rows, COLUMNS=plan.columns, EXACT=True, num_warps=_ROW_WARPS["exact", size][0], num_stages=1, **_PER_LAUNCH)
+    """The exact spectra of filters h (D, up to size), float32 (D, 2, size); they serve every length of this size."""
+    with reported("fft_conv", h), torch.cuda.device_of(h):
+        h = cast(Tensor, _in_rows(h))
+        spectrum = h.new_empty(len(h), 2, size)
+        _launches(size, "exact", h.device).spectrum(h, spectrum)
         return spectrum
-    stage = _OuterStage(plan, "exact", h.device)
-    groups = _groups(1, D, stage.row_bytes())
-    scratch = stage.scratch(groups[0].rows)
-    for group in groups:
-        stage.forward(h[None], None, scratch, group)
-        stage.spectrum(scratch, spectrum, group)
-    return spectrum
 
 
-def fft_conv_spectrum(v, spectrum, skip, pre_gate, post_gate, precision, out):
-    return _convolve(v, spectrum, skip, pre_gate, post_gate, precision, torch.empty_like(v) if out is None else out)
-
-
-def _backward(
-    grad: Tensor, v: Tensor, spectrum: Tensor, skip: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None,
-    precision: Precision, grad_v: Tensor, grad_pre: Tensor | None, grad_post: Tensor | None, grad_h: Tensor | None,
-) -> None:  # fmt: skip
-    """Fills the gradients that are given."""
-    B, D, L = v.shape
-    grad, v, pre_gate, post_gate = (_with_rows(x) for x in (grad, v, pre_gate, post_gate))
-    plan = _plan(good_size(L), precision)
-    if plan.outer == 1:
-        table = tables(plan, v.device)
-        parts = min(B, triton.cdiv(_PROGRAMS, D))
-        grad_spectrum = None if grad_h is None else torch.empty(parts, D, 2, plan.size, device=v.device)
-        _row_backward[(D, parts)](
-            grad, v, pre_gate, post_gate, grad_v, grad_pre, grad_post, grad_spectrum, spectrum, skip,
-            table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift,
-            B, L, *_strides(grad), *_strides(v), *_strides(pre_gate), *_strides(post_gate), *_strides(grad_v),
-            ROWS=plan.rows, COLUMNS=plan.columns, EXACT=precision == "exact", num_warps=_ROW_WARPS[precision, plan.size][1], num_stages=1, **_PER_LAUNCH
-        )
-        if grad_h is not None:
-            _taps(grad_spectrum, grad_h)
-        return
-    stage = _OuterStage(plan, precision, v.device)
-    groups = _groups(B, D, 2 * stage.row_bytes())
-    u_scratch, g_scratch = stage.scratch(groups[0].rows), stage.scratch(groups[0].rows)
-    grad_spectrum = None if grad_h is None else torch.empty(groups[0].channels, 2, plan.size, device=v.device)
-    for group in groups:
-        stage.forward(v, pre_gate, u_scratch, group)
-        stage.forward(grad, post_gate, g_scratch, group)
-        stage.backward(u_scratch, g_scratch, spectrum, skip, grad_spectrum, grad_post is not None, group)
-        if grad_post is not None:
-            stage.inverse(u_scratch, grad, grad_post, group)
-        stage.inverse(g_scratch, pre_gate, grad_v, group, v, grad_pre)
-        if grad_h is not None and group.first_b + group.batches == B:
-            channels = slice(group.first_d, group.first_d + group.channels)
-            _taps(grad_spectrum[None, : group.channels], grad_h[channels])
-
-
-def _taps(spectra: Tensor, h: Tensor) -> None:
-    """Fill h (D, L) with the taps of which the sum of (parts, D, ...) is the spectrum."""
-    D, L = h.shape
-    plan = _plan(spectra.shape[-1], "exact")
-    if plan.outer == 1:
-        table = tables(plan, h.device)
-        _row_taps[(D,)](spectra, h, table.rows, table.twiddle, table.columns, table.row_shift, table.column_shift, len(spectra), L,
-            ROWS=plan.rows, COLUMNS=plan.columns, EXACT=True, num_warps=_ROW_WARPS["exact", plan.size][0], num_stages=1, **_PER_LAUNCH)
-        return
-    spectra = spectra.sum(0) if len(spectra) > 1 else spectra[0]
-    stage = _OuterStage(plan, "exact", h.device)
-    groups = _groups(1, D, stage.row_bytes())
-    scratch = stage.scratch(groups[0].rows)
-    for group in groups:
-        stage.taps(spectra[group.first_d :], scratch, group)
-        stage.inverse(scratch, None, h[None], group)
+def fft_conv_spectrum(
+    v: Tensor,
+    spectrum: Tensor,
+    skip: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    precision: Precision,
+    out: Tensor | None,
+) -> Tensor:
+    """The convolution without gradients, by a filter's spectrum; into out if that is given."""
+    with reported("fft_conv", v), torch.cuda.device_of(v):
+        v, pre_gate, post_gate = cast(Tensor, _in_rows(v)), _in_rows(pre_gate), _in_rows(post_gate)
+        y = out if out is not None and out.stride(-1) == 1 else torch.empty_like(v)
+        launches = _launches(spectrum.shape[-1], precision, v.device)
+        launches.convolve(v, spectrum, skip, pre_gate, post_gate, y)
+        return y if out is None else out if out is y else out.copy_(y)
 
 
 class _FFTConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, v, h, skip, pre_gate, post_gate, precision):
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        h: Tensor,
+        skip: Tensor,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        precision: Precision,
+    ) -> Tensor:
         spectrum = filter_spectrum(h, good_size(v.shape[-1]))
         ctx.save_for_backward(v, spectrum, skip, pre_gate, post_gate)
         ctx.precision = precision
-        return _convolve(v, spectrum, skip, pre_gate, post_gate, precision, torch.empty_like(v))
+        return fft_conv_spectrum(v, spectrum, skip, pre_gate, post_gate, precision, None)
 
     @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # what is saved has no history of its own: the result would be wrong
             raise UsageError("fft_conv has no second derivative (create_graph=True); fft_conv_reference has")
         v, spectrum, skip, pre_gate, post_gate = ctx.saved_tensors
-        _, D, L = v.shape
-        needs = ctx.needs_input_grad
-        grad_v = torch.empty_like(v)
-        grad_pre = torch.empty_like(grad_v) if needs[3] else None
-        grad_post = torch.empty_like(grad_v) if needs[4] else None
-        grad_h = torch.empty(D, L, device=v.device) if needs[1] or needs[2] else None
-        _backward(grad, v, spectrum, skip, pre_gate, post_gate, ctx.precision, grad_v, grad_pre, grad_post, grad_h)
-        return grad_v, grad_h, None if grad_h is None else grad_h[:, 0].clone(), grad_pre, grad_post, None
+        _, needs_h, needs_skip, needs_pre, needs_post, _ = ctx.needs_input_grad
+        with reported("fft_conv", v), torch.cuda.device_of(v):
+            grad, v, pre, post = _in_rows(grad), _in_rows(v), _in_rows(pre_gate), _in_rows(post_gate)
+            into = _Gradients(
+                torch.empty_like(v),
+                torch.empty_like(v, dtype=pre.dtype) if needs_pre else None,
+                torch.empty_like(v, dtype=post.dtype) if needs_post else None,
+                skip.new_empty(v.shape[1:]) if needs_h or needs_skip else None,
+            )
+            launches = _launches(spectrum.shape[-1], ctx.precision, v.device)
+            launches.backward(grad, v, spectrum, skip, pre, post, into)
+        grad_skip = None if into.h is None else into.h[:, 0].clone()
+        return into.v, into.h, grad_skip, into.pre, into.post, None
 
 
-def fft_conv(v, h, skip, pre_gate, post_gate, precision):
-    return _FFTConv.apply(v, h, skip, pre_gate, post_gate, precision)
+def fft_conv(
+    v: Tensor,
+    h: Tensor,
+    skip: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    precision: Precision,
+) -> Tensor:
+    """The convolution of kernels/fft_conv.py, with every gradient."""
+    y: Tensor = _FFTConv.apply(v, h, skip, pre_gate, post_gate, precision)  # type: ignore[no-untyped-call]
+    return y

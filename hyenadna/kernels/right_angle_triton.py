@@ -1,31 +1,31 @@
 """The right-angle transform: a causal convolution of N points by one complex transform of N points, without padding.
 
-    X[k] = sum over n < N of x[n] w^(n (k + 1/4)),     w = exp(-2 pi i / N),   k = 0 ... N - 1
+    X[k] = sum over n < N of x[n] e(n (k + 1/4) / N),     e(t) = exp(-2 pi i t),     k = 0 ... N - 1
 
-Arithmetic is then modulo t^N + i: what a product wraps around comes back multiplied by -i. So for real x and h the
-inverse of X H has the causal convolution (x * h)[n] as its real part and the tail (x * h)[n + N] in its imaginary part,
-and the inverse of G conj(U) has the correlation sum over t of g[t] u[t - n] as its real part. (Nussbaumer 1982, section
-5.3 calls such weighted transforms right-angle circular convolution.)
+This is arithmetic modulo t^N + i: what a product wraps around comes back multiplied by -i. So for real x and h the
+inverse of X H has the causal convolution of x and h as its real part (and what runs past the end in its imaginary
+part), and the inverse of G conj(U) has the correlation sum over t of g[t] u[t - n] as its real part.
 
-Stages. With n = (n1 rows + a) columns + c and k = k1 + outer (p + rows q), N = outer rows columns, and with the shift
-s = (k1 + 1/4) / outer and e(x) = exp(-2 pi i x), the transform is three products with small matrices:
+Stages. With N = outer rows columns, n = (n1 rows + a) columns + c, k = k1 + outer (p + rows q) and the shift
+s = (k1 + 1/4) / outer, the transform is three products with small matrices:
 
-    A[k1, a, c] = sum over n1 of e(n1 s) x[n1, a, c]                        outer stage, real input
+    A[k1, a, c] = sum over n1 of e(n1 s) x[n1, a, c]                                            the outer stage
     B[k1, p, c] = e(c (p + s) / (rows columns)) sum over a of e(a (p + s) / rows) A[k1, a, c]
     X[k1, p, q] = sum over c of e(c q / columns) B[k1, p, c]
 
-The last two lines, the inner transform, belong to one k1 and are computed on chip. They differ from an ordinary transform
-by the factors e(a s / rows) and e(c s / (rows columns)), which are applied to the tables and not to the signal. With
-outer = 1 the inner transform is all there is. The inverse runs the other way on conjugates: if Y is to be transformed
-back, conj(Y) goes through the transposed tables, and what comes out is N times the conjugate of the inverse.
+The last two lines are the inner transform of one k1, done on chip. It differs from an ordinary transform by the factors
+e(a s / rows) and e(c s / (rows columns)), which are applied to its tables. With outer = 1 it is all there is.
+The inverse goes the other way with conjugates: conj(Y) through the transposed tables gives N times the conjugate of the
+inverse of Y.
 
-Layout. A spectrum is stored as X[p'][q] with p' = k1 + outer p = k mod (N / columns) and q = k div (N / columns), real
-parts before imaginary parts. Plans of one size have the same number of columns and therefore the same layout.
+Layout. A spectrum is stored as X[p'][q] with p' = k1 + outer p, which is k mod (N / columns), and q = k div (N / columns),
+the real parts before the imaginary ones. So every plan with the same columns has the same layout.
 
-Precision. Products run on the tensor cores in float16 with float32 sums. Every tile is first multiplied by the power of
-two that brings its largest magnitude into [32, 64): block floating point, so that the range of float16 does not matter.
-`fast` takes the operands as they are rounded (11 bits). `exact` splits each into a float16 and the float16 of what
-that leaves (22 bits together) and adds three products; this is as exact as three products in TF32, at twice its rate.
+Precision. The products run on the tensor cores with float16 operands and float32 sums. A tile is first multiplied by the
+power of two that brings its largest magnitude into [32, 64), so that the range of float16 does not matter (block
+floating point). `fast` rounds the operands to the 11 bits of float16. `exact` splits each into a float16 and another for
+what that leaves, 22 bits together, and adds three products (Ootomo and Yokota 2022): as exact as three products in
+TF32, which has the same 11 bits, at twice the rate, and the same in Triton's interpreter as on a GPU.
 """
 
 import math
@@ -39,7 +39,7 @@ from torch import Tensor
 
 
 class Plan(NamedTuple):
-    """How outer * rows * columns points are transformed."""
+    """How a transform of outer * rows * columns points is computed."""
 
     outer: int
     rows: int
@@ -55,69 +55,61 @@ class Plan(NamedTuple):
         """Points in all."""
         return self.outer * self.inner
 
-
-class Tables(NamedTuple):
-    """The factors of a plan; float32, real parts before imaginary parts."""
-
-    outer: Tensor
-    """(2, padded, padded): e(n1 (k1 + 1/4) / outer) at [k1, n1]; zeros beyond outer."""
-    outer_padded: int
-    rows: Tensor
-    """(2, rows, rows): e(a p / rows) at [p, a]."""
-    twiddle: Tensor
-    """(2, rows, columns): e(c p / (rows columns)) at [p, c]."""
-    columns: Tensor
-    """(2, columns, columns): e(c q / columns) at [c, q]."""
-    row_shift: Tensor
-    """(outer, 2, rows): e(a s / rows)."""
-    column_shift: Tensor
-    """(outer, 2, columns): e(c s / (rows columns))."""
-
-
-def outer_padding(outer: int) -> int:
-    """The side of the outer table: whole blocks of the outer stage's products."""
-    return max(16, triton.next_power_of_2(outer)) if outer <= 64 else triton.cdiv(outer, 64) * 64
+    @property
+    def padded_outer(self) -> int:
+        """Side of the outer table: a power of two up to 128, then whole blocks of 128."""
+        return max(16, triton.next_power_of_2(self.outer)) if self.outer <= 128 else triton.cdiv(self.outer, 128) * 128
 
 
 @lru_cache(maxsize=32)
-def tables(plan: Plan, device: torch.device) -> Tables:
-    """The tables of a plan, computed in float64 from phases reduced to one turn in integers."""
-    outer, rows, columns = plan
-    quarters = 4 * torch.arange(outer) + 1  # 4 (k1 + 1/4)
-    padded = outer_padding(outer)
-    outer_table = torch.zeros(2, padded, padded, device=device)
-    outer_table[:, :outer, :outer] = _turns(quarters[:, None] * torch.arange(outer), 4 * outer).to(device)
-    a, c = torch.arange(rows), torch.arange(columns)
-    row_shift = _turns(quarters[:, None] * a, 4 * outer * rows)
-    column_shift = _turns(quarters[:, None] * c, 4 * plan.size)
-    return Tables(
-        outer_table,
-        padded,
-        _turns(a[:, None] * a, rows).to(device),
-        _turns(a[:, None] * c, plan.inner).to(device),
-        _turns(c[:, None] * c, columns).to(device),
-        row_shift.transpose(0, 1).contiguous().to(device),
-        column_shift.transpose(0, 1).contiguous().to(device),
+def inner_tables(plan: Plan, device: torch.device) -> Tensor:
+    """Float32, one after the other, the real parts of each before the imaginary ones.
+
+    e(a p / rows) at [p, a]; e(c p / (rows columns)) at [p, c]; e(c q / columns) at [c, q]; and for every k1
+    e(a s / rows) and e(c s / (rows columns)).
+    """
+    quarters = 4 * torch.arange(plan.outer)[:, None] + 1  # 4 (k1 + 1/4)
+    a, c = torch.arange(plan.rows), torch.arange(plan.columns)
+    matrices = (
+        _turns(a[:, None] * a, plan.rows),
+        _turns(a[:, None] * c, plan.inner),
+        _turns(c[:, None] * c, plan.columns),
     )
+    shifts = torch.cat(
+        [_turns(quarters * a, 4 * plan.outer * plan.rows), _turns(quarters * c, 4 * plan.size)], dim=-1
+    )  # (2, outer, rows + columns)
+    rows_then_columns = [part.transpose(0, 1).flatten(1) for part in shifts.split([plan.rows, plan.columns], dim=-1)]
+    parts = [*(matrix.flatten() for matrix in matrices), torch.cat(rows_then_columns, dim=1).flatten()]
+    return torch.cat(parts).to(device)
+
+
+@lru_cache(maxsize=32)
+def outer_table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """e(n1 s) at [k1, n1], with zeros beyond: (2, padded, padded)."""
+    quarters = 4 * torch.arange(plan.outer)[:, None] + 1  # 4 (k1 + 1/4)
+    table = torch.zeros(2, plan.padded_outer, plan.padded_outer)
+    table[:, : plan.outer, : plan.outer] = _turns(quarters * torch.arange(plan.outer), 4 * plan.outer)
+    return table.to(device, dtype)
 
 
 def _turns(numerator: Tensor, denominator: int) -> Tensor:
-    """e(numerator / denominator) as (2, ...), real and imaginary parts."""
+    """e(numerator / denominator) as (2, ...): real and imaginary parts, from phases reduced to one turn in integers."""
     angle = (numerator % denominator).double() * (-2 * math.pi / denominator)
     return torch.stack([angle.cos(), angle.sin()]).float()
 
 
 @triton.jit
-def block_scale(largest):
-    """The power of two that brings a magnitude into [32, 64); 2^124 for zero."""
+def _block_scale(largest):
+    """The power of two that brings a magnitude into [32, 64); that of zero is 2^124."""
     exponent = largest.to(tl.int32, bitcast=True) >> 23
     return ((259 - tl.minimum(tl.maximum(exponent, 8), 254)) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def block_scale_of_complex(re, im):
-    """The same for a whole tile."""
-    return block_scale(tl.max(tl.maximum(tl.abs(re), tl.abs(im))))
+def _scaled(re, im):
+    """A complex tile times its scale, and the scale's inverse."""
+    scale = _block_scale(tl.max(tl.maximum(tl.abs(re), tl.abs(im))))
+    return re * scale, im * scale, 1 / scale
 
 
 @triton.jit
@@ -127,8 +119,8 @@ def product(ar, ai, br, bi):
 
 
 @triton.jit
-def dot(a, b, acc, EXACT: tl.constexpr):
-    """The matrix product acc + a b of float32 tiles; acc may be None."""
+def _dot(a, b, acc, EXACT: tl.constexpr):
+    """The matrix product a b, added to acc unless that is None."""
     a_high = a.to(tl.float16)
     b_high = b.to(tl.float16)
     if EXACT:
@@ -140,10 +132,10 @@ def dot(a, b, acc, EXACT: tl.constexpr):
 
 
 @triton.jit
-def complex_dot(ar, ai, br, bi, EXACT: tl.constexpr):
+def _complex_dot(ar, ai, br, bi, EXACT: tl.constexpr):
     """The complex matrix product a b."""
-    re = dot(-ai, bi, dot(ar, br, None, EXACT), EXACT)
-    im = dot(ai, br, dot(ar, bi, None, EXACT), EXACT)
+    re = _dot(-ai, bi, _dot(ar, br, None, EXACT), EXACT)
+    im = _dot(ai, br, _dot(ar, bi, None, EXACT), EXACT)
     return re, im
 
 
@@ -154,62 +146,190 @@ def load_complex(pointers, distance):
 
 
 @triton.jit
-def load_inner_tables(
-    rows_table, twiddle, columns_table, row_shift, column_shift, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """The three tables of the inner transform of k1, shifted: e(a (p+s) / rows), e(c (p+s) / inner), e(c q / columns)."""
+def load_tables(tables, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The factors of the inner transform of k1: e(a (p+s) / rows), e(c (p+s) / (rows columns)), e(c q / columns)."""
     a = tl.arange(0, ROWS)
     c = tl.arange(0, COLUMNS)
-    fr, fi = load_complex(rows_table + a[:, None] * ROWS + a[None, :], ROWS * ROWS)
-    sr, si = load_complex(row_shift + k1 * (2 * ROWS) + a, ROWS)
+    fr, fi = load_complex(tables + a[:, None] * ROWS + a[None, :], ROWS * ROWS)
+    tables += 2 * ROWS * ROWS
+    tr, ti = load_complex(tables + a[:, None] * COLUMNS + c[None, :], ROWS * COLUMNS)
+    tables += 2 * ROWS * COLUMNS
+    gr, gi = load_complex(tables + c[:, None] * COLUMNS + c[None, :], COLUMNS * COLUMNS)
+    tables += 2 * COLUMNS * COLUMNS + k1 * (2 * ROWS + 2 * COLUMNS)
+    sr, si = load_complex(tables + a, ROWS)
     fr, fi = product(fr, fi, sr[None, :], si[None, :])
-    tr, ti = load_complex(twiddle + a[:, None] * COLUMNS + c[None, :], ROWS * COLUMNS)
-    sr, si = load_complex(column_shift + k1 * (2 * COLUMNS) + c, COLUMNS)
+    sr, si = load_complex(tables + 2 * ROWS + c, COLUMNS)
     tr, ti = product(tr, ti, sr[None, :], si[None, :])
-    gr, gi = load_complex(columns_table + c[:, None] * COLUMNS + c[None, :], COLUMNS * COLUMNS)
     return fr, fi, tr, ti, gr, gi
 
 
 @triton.jit
-def transform_real(x, fr, fi, tr, ti, gr, gi, EXACT: tl.constexpr):
+def transform_real(x, factors, EXACT: tl.constexpr):
     """The inner transform of a real tile [a, c]: a spectrum [p, q]."""
-    scale = block_scale(tl.max(tl.abs(x)))
-    x = x * scale
-    ar, ai = product(dot(fr, x, None, EXACT), dot(fi, x, None, EXACT), tr, ti)
-    xr, xi = complex_dot(ar, ai, gr, gi, EXACT)
+    fr, fi, tr, ti, gr, gi = factors
+    scale = _block_scale(tl.max(tl.abs(x)))
+    x *= scale
+    re, im = product(_dot(fr, x, None, EXACT), _dot(fi, x, None, EXACT), tr, ti)
+    re, im = _complex_dot(re, im, gr, gi, EXACT)
     unit = 1 / scale
-    return xr * unit, xi * unit
+    return re * unit, im * unit
 
 
 @triton.jit
-def transform(xr, xi, fr, fi, tr, ti, gr, gi, EXACT: tl.constexpr):
+def transform(re, im, factors, EXACT: tl.constexpr):
     """The inner transform of a complex tile [a, c]: a spectrum [p, q]."""
-    scale = block_scale_of_complex(xr, xi)
-    ar, ai = complex_dot(fr, fi, xr * scale, xi * scale, EXACT)
-    ar, ai = product(ar, ai, tr, ti)
-    xr, xi = complex_dot(ar, ai, gr, gi, EXACT)
-    unit = 1 / scale
-    return xr * unit, xi * unit
+    fr, fi, tr, ti, gr, gi = factors
+    re, im, unit = _scaled(re, im)
+    re, im = _complex_dot(fr, fi, re, im, EXACT)
+    re, im = product(re, im, tr, ti)
+    re, im = _complex_dot(re, im, gr, gi, EXACT)
+    return re * unit, im * unit
 
 
 @triton.jit
-def _to_last_stage(yr, yi, tr, ti, gr, gi, EXACT: tl.constexpr):
-    scale = block_scale_of_complex(yr, yi)
-    ar, ai = complex_dot(yr * scale, -yi * scale, gr, gi, EXACT)
-    ar, ai = product(ar, ai, tr, ti)
-    return ar, ai, 1 / scale
+def _inverse_over_columns(re, im, factors, EXACT: tl.constexpr):
+    """What both inverses begin with: the conjugate of [p, c] and its unit."""
+    fr, fi, tr, ti, gr, gi = factors
+    re, im, unit = _scaled(re, im)
+    re, im = _complex_dot(re, -im, gr, gi, EXACT)
+    re, im = product(re, im, tr, ti)
+    return re, im, unit
 
 
 @triton.jit
-def inverse_real(yr, yi, fr, fi, tr, ti, gr, gi, EXACT: tl.constexpr):
-    """The real part of the inverse inner transform, times its points: [a, c] of [p, q]."""
-    ar, ai, unit = _to_last_stage(yr, yi, tr, ti, gr, gi, EXACT)
-    return dot(tl.trans(fi), -ai, dot(tl.trans(fr), ar, None, EXACT), EXACT) * unit
+def inverse_real(re, im, factors, EXACT: tl.constexpr):
+    """The real part of the inverse inner transform: [a, c] of [p, q]."""
+    re, im, unit = _inverse_over_columns(re, im, factors, EXACT)
+    fr = tl.trans(factors[0])
+    fi = tl.trans(factors[1])
+    x = _dot(fi, -im, _dot(fr, re, None, EXACT), EXACT)
+    return x * (unit / (x.shape[0] * x.shape[1]))
 
 
 @triton.jit
-def inverse(yr, yi, fr, fi, tr, ti, gr, gi, EXACT: tl.constexpr):
-    """The conjugate of the inverse inner transform, times its points: z [a, c] and a unit, the value being z unit."""
-    ar, ai, unit = _to_last_stage(yr, yi, tr, ti, gr, gi, EXACT)
-    zr, zi = complex_dot(tl.trans(fr), tl.trans(fi), ar, ai, EXACT)
-    return zr, zi, unit
+def _inverse(re, im, factors, EXACT: tl.constexpr):
+    """The conjugate of the inverse inner transform, times its points, as numbers and their unit."""
+    re, im, unit = _inverse_over_columns(re, im, factors, EXACT)
+    re, im = _complex_dot(tl.trans(factors[0]), tl.trans(factors[1]), re, im, EXACT)
+    return re, im, unit
+
+
+@triton.jit
+def load_product(x, gate, at_x, at_gate, inside):
+    """x gate in float32, zero outside; gate may be None."""
+    tile = tl.load(x + at_x, mask=inside, other=0).to(tl.float32)
+    if gate is not None:
+        tile *= tl.load(gate + at_gate, mask=inside, other=0).to(tl.float32)
+    return tile
+
+
+@triton.jit
+def store_product(tile, gate, at_gate, out, at_out, inside):
+    """Stores tile gate in the dtype of out; gate and out may be None."""
+    if out is not None:
+        if gate is not None:
+            tile *= tl.load(gate + at_gate, mask=inside, other=0).to(tl.float32)
+        tl.store(out + at_out, tile.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
+def outer_stage(
+    x, gate, scratch, units, table, first_b, first_d, batches, L, x_b, x_d, gate_b, gate_d,
+    OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr, DAMPING: tl.constexpr,
+    BLOCK: tl.constexpr, SUM: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The outer stage of x gate, for BLOCK of the k1 and WIDTH neighbouring points of the inner transform.
+
+    The scratch (rows, 2, OUTER, INNER) times the units (rows, INNER / WIDTH) is A.
+    """
+    row = tl.program_id(1).to(tl.int64)
+    d = first_d + row // batches
+    b = first_b + row % batches
+    k1 = tl.program_id(0) % (PADDED // BLOCK) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(0) // (PADDED // BLOCK)
+    n2 = column * WIDTH + tl.arange(0, WIDTH)
+    re = tl.zeros((BLOCK, WIDTH), tl.float32)
+    im = tl.zeros((BLOCK, WIDTH), tl.float32)
+    scale = tl.full((), 2.0**124, tl.float32)  # that of zeros
+    for first in range(0, tl.cdiv(L, INNER), SUM):
+        n1 = first + tl.arange(0, SUM)
+        n = n1[:, None] * INNER + n2[None, :]
+        tile = load_product(x, gate, b * x_b + d * x_d + n, b * gate_b + d * gate_d + n, n < L)
+        er, ei = load_complex(table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
+        # one scale for all terms: it falls when larger ones come, and the sums so far fall with it
+        lower = tl.minimum(scale, _block_scale(tl.max(tl.abs(tile))))
+        tile *= lower
+        re = _dot(er, tile, re * (lower / scale), EXACT)
+        im = _dot(ei, tile, im * (lower / scale), EXACT)
+        scale = lower
+    at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
+    inside = (k1 < OUTER)[:, None]
+    tl.store(at, (re * DAMPING).to(scratch.dtype.element_ty), mask=inside)
+    tl.store(at + OUTER * INNER, (im * DAMPING).to(scratch.dtype.element_ty), mask=inside)
+    # every block of k1 finds the same
+    tl.store(units + row * (INNER // WIDTH) + column, 1 / (scale * DAMPING))
+
+
+@triton.jit
+def load_scratch(
+    scratch, units, row, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """A[k1, a, c] of one k1."""
+    a = tl.arange(0, ROWS)[:, None]
+    n2 = a * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    at = scratch + (row * (2 * OUTER) + k1) * (ROWS * COLUMNS) + n2
+    re, im = load_complex(at, OUTER * ROWS * COLUMNS)
+    unit = tl.load(units + row * (ROWS * COLUMNS // WIDTH) + a * COLUMNS // WIDTH)
+    return re.to(tl.float32) * unit, im.to(tl.float32) * unit
+
+
+@triton.jit
+def inverse_to_scratch(
+    re, im, factors, scratch, inverse_units, row, k1,
+    OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DAMPING: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The inverse inner transform of one k1, whose units are (rows, OUTER)."""
+    re, im, unit = _inverse(re, im, factors, EXACT)
+    n2 = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    at = scratch + (row * (2 * OUTER) + k1) * (ROWS * COLUMNS) + n2
+    tl.store(at, (re * DAMPING).to(scratch.dtype.element_ty))
+    tl.store(at + OUTER * ROWS * COLUMNS, (im * DAMPING).to(scratch.dtype.element_ty))
+    tl.store(inverse_units + row * OUTER + k1, unit / DAMPING)
+
+
+@triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
+def outer_stage_back(
+    scratch, inverse_units, table, gate, out, second_gate, second_out, first_b, first_d, batches, L,
+    gate_b, gate_d, second_gate_b, second_gate_d, out_b, out_d,
+    OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr,
+    BLOCK: tl.constexpr, SUM: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The outer stage back, x: stores x gate and x second_gate."""
+    row = tl.program_id(1).to(tl.int64)
+    d = first_d + row // batches
+    b = first_b + row % batches
+    blocks = tl.cdiv(tl.cdiv(L, INNER), BLOCK)
+    n1 = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    n2 = tl.program_id(0) // blocks * WIDTH + tl.arange(0, WIDTH)
+    inverse_units += row * OUTER
+    # one unit for all terms, the largest, so that nothing grows
+    largest = tl.full((), 0, tl.float32)
+    for first in range(0, OUTER, SUM):
+        k1 = first + tl.arange(0, SUM)
+        largest = tl.maximum(largest, tl.max(tl.load(inverse_units + k1, mask=k1 < OUTER, other=0)))
+    x = tl.zeros((BLOCK, WIDTH), tl.float32)
+    for first in range(0, OUTER, SUM):
+        k1 = first + tl.arange(0, SUM)
+        inside = (k1 < OUTER)[:, None]
+        at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
+        ratio = tl.load(inverse_units + k1, mask=k1 < OUTER, other=0)[:, None] / largest
+        re = tl.load(at, mask=inside, other=0).to(tl.float32) * ratio
+        im = tl.load(at + OUTER * INNER, mask=inside, other=0).to(tl.float32) * ratio
+        er, ei = load_complex(table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
+        x = _dot(tl.trans(er), re, x, EXACT)
+        x = _dot(tl.trans(ei), -im, x, EXACT)
+    x *= largest / (OUTER * INNER)
+    n = n1[:, None] * INNER + n2[None, :]
+    at_out = b * out_b + d * out_d + n
+    store_product(x, gate, b * gate_b + d * gate_d + n, out, at_out, n < L)
+    store_product(x, second_gate, b * second_gate_b + d * second_gate_d + n, second_out, at_out, n < L)
