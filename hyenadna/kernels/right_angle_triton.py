@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The right-angle transform: a causal convolution of N points by one complex transform of N points, without padding.
 
     X[k] = sum over n < N of x[n] e(n (k + 1/4) / N),     e(t) = exp(-2 pi i t),     k = 0 ... N - 1
@@ -18,14 +19,14 @@ e(a s / rows) and e(c s / (rows columns)), which are applied to its tables. With
 The inverse goes the other way with conjugates: conj(Y) through the transposed tables gives N times the conjugate of the
 inverse of Y.
 
-Layout. A spectrum is stored as X[p'][q] with p' = k1 + outer p, which is k mod (N / columns), and q = k div (N / columns),
-the real parts before the imaginary ones. So every plan with the same columns has the same layout.
+Layout. A spectrum is stored as X[p'][q] with p' = k1 + outer p, which is k mod (N / columns), and q = k div
+(N / columns), real parts before imaginary ones. So every plan with the same columns has the same layout.
 
-Precision. The products run on the tensor cores with float16 operands and float32 sums. A tile is first multiplied by the
+Precision. The products run on the tensor cores with float16 operands and float32 sums. A tile is first divided by the
 power of two that brings its largest magnitude into [32, 64), so that the range of float16 does not matter (block
-floating point). `fast` rounds the operands to the 11 bits of float16. `exact` splits each into a float16 and another for
-what that leaves, 22 bits together, and adds three products (Ootomo and Yokota 2022): as exact as three products in
-TF32, which has the same 11 bits, at twice the rate, and the same in Triton's interpreter as on a GPU.
+floating point). `fast` rounds the operands to the 11 bits of float16. `exact` splits each into a float16 and another
+for what that leaves, 22 bits together, and adds three products: as exact as three products in TF32, which has the
+same 11 bits, at twice the rate, and computed by Triton's interpreter as by a GPU.
 """
 
 import math
@@ -99,17 +100,24 @@ def _turns(numerator: Tensor, denominator: int) -> Tensor:
 
 
 @triton.jit
-def _block_scale(largest):
-    """The power of two that brings a magnitude into [32, 64); that of zero is 2^124."""
-    exponent = largest.to(tl.int32, bitcast=True) >> 23
-    return ((259 - tl.minimum(tl.maximum(exponent, 8), 254)) << 23).to(tl.float32, bitcast=True)
+def _power_of_two(exponent):
+    """2^exponent, exactly; 2^-126 for anything less."""
+    return ((tl.maximum(exponent, -126) + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _scaled(re, im):
-    """A complex tile times its scale, and the scale's inverse."""
-    scale = _block_scale(tl.max(tl.maximum(tl.abs(re), tl.abs(im))))
-    return re * scale, im * scale, 1 / scale
+def _block_exponent(magnitudes):
+    """The exponent of the power of two whose inverse brings the largest magnitude into [32, 64); -124 for zeros."""
+    largest = tl.max(magnitudes).to(tl.int32, bitcast=True) >> 23
+    return tl.minimum(tl.maximum(largest, 8), 254) - 132
+
+
+@triton.jit
+def _normalised(re, im):
+    """A complex tile divided by a power of two, and that power's exponent."""
+    exponent = _block_exponent(tl.maximum(tl.abs(re), tl.abs(im)))
+    scale = _power_of_two(-exponent)
+    return re * scale, im * scale, exponent
 
 
 @triton.jit
@@ -167,56 +175,54 @@ def load_tables(tables, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def transform_real(x, factors, EXACT: tl.constexpr):
     """The inner transform of a real tile [a, c]: a spectrum [p, q]."""
     fr, fi, tr, ti, gr, gi = factors
-    scale = _block_scale(tl.max(tl.abs(x)))
-    x *= scale
+    exponent = _block_exponent(tl.abs(x))
+    x *= _power_of_two(-exponent)
     re, im = product(_dot(fr, x, None, EXACT), _dot(fi, x, None, EXACT), tr, ti)
     re, im = _complex_dot(re, im, gr, gi, EXACT)
-    unit = 1 / scale
-    return re * unit, im * unit
+    return re * _power_of_two(exponent), im * _power_of_two(exponent)
 
 
 @triton.jit
 def transform(re, im, factors, EXACT: tl.constexpr):
     """The inner transform of a complex tile [a, c]: a spectrum [p, q]."""
     fr, fi, tr, ti, gr, gi = factors
-    re, im, unit = _scaled(re, im)
+    re, im, exponent = _normalised(re, im)
     re, im = _complex_dot(fr, fi, re, im, EXACT)
     re, im = product(re, im, tr, ti)
     re, im = _complex_dot(re, im, gr, gi, EXACT)
-    return re * unit, im * unit
+    return re * _power_of_two(exponent), im * _power_of_two(exponent)
 
 
 @triton.jit
 def _inverse_over_columns(re, im, factors, EXACT: tl.constexpr):
-    """What both inverses begin with: the conjugate of [p, c] and its unit."""
-    fr, fi, tr, ti, gr, gi = factors
-    re, im, unit = _scaled(re, im)
+    """What both inverses begin with: the conjugate of [p, c], and an exponent."""
+    tr, ti, gr, gi = factors[2], factors[3], factors[4], factors[5]
+    re, im, exponent = _normalised(re, im)
     re, im = _complex_dot(re, -im, gr, gi, EXACT)
     re, im = product(re, im, tr, ti)
-    return re, im, unit
+    return re, im, exponent
 
 
 @triton.jit
 def inverse_real(re, im, factors, EXACT: tl.constexpr):
     """The real part of the inverse inner transform: [a, c] of [p, q]."""
-    re, im, unit = _inverse_over_columns(re, im, factors, EXACT)
-    fr = tl.trans(factors[0])
-    fi = tl.trans(factors[1])
+    re, im, exponent = _inverse_over_columns(re, im, factors, EXACT)
+    fr, fi = tl.trans(factors[0]), tl.trans(factors[1])
     x = _dot(fi, -im, _dot(fr, re, None, EXACT), EXACT)
-    return x * (unit / (x.shape[0] * x.shape[1]))
+    return x * (_power_of_two(exponent) / (x.shape[0] * x.shape[1]))
 
 
 @triton.jit
 def _inverse(re, im, factors, EXACT: tl.constexpr):
-    """The conjugate of the inverse inner transform, times its points, as numbers and their unit."""
-    re, im, unit = _inverse_over_columns(re, im, factors, EXACT)
+    """The conjugate of the inverse inner transform, times its points and 2^-exponent, and the exponent."""
+    re, im, exponent = _inverse_over_columns(re, im, factors, EXACT)
     re, im = _complex_dot(tl.trans(factors[0]), tl.trans(factors[1]), re, im, EXACT)
-    return re, im, unit
+    return re, im, exponent
 
 
 @triton.jit
 def load_product(x, gate, at_x, at_gate, inside):
-    """x gate in float32, zero outside; gate may be None."""
+    """The product x gate in float32, zero outside; gate may be None."""
     tile = tl.load(x + at_x, mask=inside, other=0).to(tl.float32)
     if gate is not None:
         tile *= tl.load(gate + at_gate, mask=inside, other=0).to(tl.float32)
@@ -234,13 +240,13 @@ def store_product(tile, gate, at_gate, out, at_out, inside):
 
 @triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
 def outer_stage(
-    x, gate, scratch, units, table, first_b, first_d, batches, L, x_b, x_d, gate_b, gate_d,
-    OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr, DAMPING: tl.constexpr,
+    x, gate, scratch, exponents, table, first_b, first_d, batches, L, x_b, x_d, gate_b, gate_d,
+    OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr, HEADROOM: tl.constexpr,
     BLOCK: tl.constexpr, SUM: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The outer stage of x gate, for BLOCK of the k1 and WIDTH neighbouring points of the inner transform.
 
-    The scratch (rows, 2, OUTER, INNER) times the units (rows, INNER / WIDTH) is A.
+    The scratch (rows, 2, OUTER, INNER) times 2^exponents (rows, INNER / WIDTH) is A.
     """
     row = tl.program_id(1).to(tl.int64)
     d = first_d + row // batches
@@ -250,56 +256,58 @@ def outer_stage(
     n2 = column * WIDTH + tl.arange(0, WIDTH)
     re = tl.zeros((BLOCK, WIDTH), tl.float32)
     im = tl.zeros((BLOCK, WIDTH), tl.float32)
-    scale = tl.full((), 2.0**124, tl.float32)  # that of zeros
+    exponent = tl.full((), -124, tl.int32)
     for first in range(0, tl.cdiv(L, INNER), SUM):
         n1 = first + tl.arange(0, SUM)
         n = n1[:, None] * INNER + n2[None, :]
         tile = load_product(x, gate, b * x_b + d * x_d + n, b * gate_b + d * gate_d + n, n < L)
         er, ei = load_complex(table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
-        # one scale for all terms: it falls when larger ones come, and the sums so far fall with it
-        lower = tl.minimum(scale, _block_scale(tl.max(tl.abs(tile))))
-        tile *= lower
-        re = _dot(er, tile, re * (lower / scale), EXACT)
-        im = _dot(ei, tile, im * (lower / scale), EXACT)
-        scale = lower
+        # one exponent for all terms: it rises when larger ones come, and the sums so far follow
+        higher = tl.maximum(exponent, _block_exponent(tl.abs(tile)))
+        tile *= _power_of_two(-higher)
+        re = _dot(er, tile, re * _power_of_two(exponent - higher), EXACT)
+        im = _dot(ei, tile, im * _power_of_two(exponent - higher), EXACT)
+        exponent = higher
     at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
     inside = (k1 < OUTER)[:, None]
-    tl.store(at, (re * DAMPING).to(scratch.dtype.element_ty), mask=inside)
-    tl.store(at + OUTER * INNER, (im * DAMPING).to(scratch.dtype.element_ty), mask=inside)
+    headroom = 1.0 / (1 << HEADROOM)
+    tl.store(at, (re * headroom).to(scratch.dtype.element_ty), mask=inside)
+    tl.store(at + OUTER * INNER, (im * headroom).to(scratch.dtype.element_ty), mask=inside)
     # every block of k1 finds the same
-    tl.store(units + row * (INNER // WIDTH) + column, 1 / (scale * DAMPING))
+    tl.store(exponents + row * (INNER // WIDTH) + column, exponent + HEADROOM)
 
 
 @triton.jit
 def load_scratch(
-    scratch, units, row, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr
+    scratch, exponents, row, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """A[k1, a, c] of one k1."""
     a = tl.arange(0, ROWS)[:, None]
     n2 = a * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     at = scratch + (row * (2 * OUTER) + k1) * (ROWS * COLUMNS) + n2
     re, im = load_complex(at, OUTER * ROWS * COLUMNS)
-    unit = tl.load(units + row * (ROWS * COLUMNS // WIDTH) + a * COLUMNS // WIDTH)
+    unit = _power_of_two(tl.load(exponents + row * (ROWS * COLUMNS // WIDTH) + a * COLUMNS // WIDTH))
     return re.to(tl.float32) * unit, im.to(tl.float32) * unit
 
 
 @triton.jit
 def inverse_to_scratch(
-    re, im, factors, scratch, inverse_units, row, k1,
-    OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DAMPING: tl.constexpr, EXACT: tl.constexpr,
+    re, im, factors, scratch, inverse_exponents, row, k1,
+    OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEADROOM: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The inverse inner transform of one k1, whose units are (rows, OUTER)."""
-    re, im, unit = _inverse(re, im, factors, EXACT)
+    """The inverse inner transform of one k1, whose exponents are (rows, OUTER)."""
+    re, im, exponent = _inverse(re, im, factors, EXACT)
     n2 = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     at = scratch + (row * (2 * OUTER) + k1) * (ROWS * COLUMNS) + n2
-    tl.store(at, (re * DAMPING).to(scratch.dtype.element_ty))
-    tl.store(at + OUTER * ROWS * COLUMNS, (im * DAMPING).to(scratch.dtype.element_ty))
-    tl.store(inverse_units + row * OUTER + k1, unit / DAMPING)
+    headroom = 1.0 / (1 << HEADROOM)
+    tl.store(at, (re * headroom).to(scratch.dtype.element_ty))
+    tl.store(at + OUTER * ROWS * COLUMNS, (im * headroom).to(scratch.dtype.element_ty))
+    tl.store(inverse_exponents + row * OUTER + k1, exponent + HEADROOM)
 
 
 @triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
 def outer_stage_back(
-    scratch, inverse_units, table, gate, out, second_gate, second_out, first_b, first_d, batches, L,
+    scratch, inverse_exponents, table, gate, out, second_gate, second_out, first_b, first_d, batches, L,
     gate_b, gate_d, second_gate_b, second_gate_d, out_b, out_d,
     OUTER: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr,
     BLOCK: tl.constexpr, SUM: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
@@ -311,24 +319,24 @@ def outer_stage_back(
     blocks = tl.cdiv(tl.cdiv(L, INNER), BLOCK)
     n1 = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     n2 = tl.program_id(0) // blocks * WIDTH + tl.arange(0, WIDTH)
-    inverse_units += row * OUTER
-    # one unit for all terms, the largest, so that nothing grows
-    largest = tl.full((), 0, tl.float32)
+    inverse_exponents += row * OUTER
+    # one exponent for all terms, the largest, so that nothing grows
+    largest = tl.full((), -124, tl.int32)
     for first in range(0, OUTER, SUM):
         k1 = first + tl.arange(0, SUM)
-        largest = tl.maximum(largest, tl.max(tl.load(inverse_units + k1, mask=k1 < OUTER, other=0)))
+        largest = tl.maximum(largest, tl.max(tl.load(inverse_exponents + k1, mask=k1 < OUTER, other=-124)))
     x = tl.zeros((BLOCK, WIDTH), tl.float32)
     for first in range(0, OUTER, SUM):
         k1 = first + tl.arange(0, SUM)
         inside = (k1 < OUTER)[:, None]
         at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
-        ratio = tl.load(inverse_units + k1, mask=k1 < OUTER, other=0)[:, None] / largest
-        re = tl.load(at, mask=inside, other=0).to(tl.float32) * ratio
-        im = tl.load(at + OUTER * INNER, mask=inside, other=0).to(tl.float32) * ratio
+        unit = _power_of_two(tl.load(inverse_exponents + k1, mask=k1 < OUTER, other=-124) - largest)[:, None]
+        re = tl.load(at, mask=inside, other=0).to(tl.float32) * unit
+        im = tl.load(at + OUTER * INNER, mask=inside, other=0).to(tl.float32) * unit
         er, ei = load_complex(table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
         x = _dot(tl.trans(er), re, x, EXACT)
         x = _dot(tl.trans(ei), -im, x, EXACT)
-    x *= largest / (OUTER * INNER)
+    x *= _power_of_two(largest) / (OUTER * INNER)
     n = n1[:, None] * INNER + n2[None, :]
     at_out = b * out_b + d * out_d + n
     store_product(x, gate, b * gate_b + d * gate_d + n, out, at_out, n < L)
