@@ -52,10 +52,11 @@ def on_chip(
     n = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = n < L
     factors = load_tables(tables, 0, ROWS, COLUMNS)
-    hr, hi = _load_filter(spectrum, skip, d, d * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS)
     for b in range(tl.program_id(1).to(tl.int64), B, tl.num_programs(1)):
         u = load_product(v, pre, b * v_b + d * v_d + n, b * pre_b + d * pre_d + n, inside)
         ur, ui = transform_real(u, factors, EXACT)
+        # from the L2 cache, but for the first time: there are not registers enough to keep it
+        hr, hi = _load_filter(spectrum, skip, d, d * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS)
         yr, yi = product(ur, ui, hr, hi)
         y = inverse_real(yr, yi, factors, EXACT)
         store_product(y, post, b * post_b + d * post_d + n, out, b * out_b + d * out_d + n, inside)
@@ -92,7 +93,6 @@ def on_chip_backward(
             sr, si = product(gr, gi, ur, -ui)
             at = (part * tl.num_programs(0) + d) * (2 * SIZE) + n
             _add_spectrum(sr, si, grad_spectra, at, SIZE, b >= tl.num_programs(1))
-        # loaded again: there are not registers enough to keep them
         hr, hi = _load_filter(spectrum, skip, d, d * (2 * SIZE) + n, SIZE)
         gr, gi = product(gr, gi, hr, -hi)
         grad_u = inverse_real(gr, gi, factors, EXACT)

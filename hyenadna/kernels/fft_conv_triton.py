@@ -26,6 +26,7 @@ float32, float16 and bfloat16 signals, float32 filters. Relative error in the L2
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -51,8 +52,6 @@ _SCRATCH_BYTES = 24 << 20
 """Of the scratch of one group of rows, so that it stays in the L2 cache (50 MB on an H200) between the launches."""
 _PROGRAMS = 1024
 """This many programs on chip keep a GPU busy; what the batch has more of, each works through in a loop."""
-
-
 _SPILL_BUDGET = 8192
 """Bytes that a thread may spill, stores and loads together."""
 
@@ -325,6 +324,7 @@ def _plan(size: int, precision: Precision) -> Plan:
     return Plan(size // inner, inner // columns, columns)
 
 
+@lru_cache(maxsize=64)
 def _launches(size: int, precision: Precision, device: torch.device) -> _OnChip | _Staged:
     plan = _plan(size, precision)
     return (_OnChip if plan.outer == 1 else _Staged)(plan, precision, device)

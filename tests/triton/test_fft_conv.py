@@ -76,23 +76,31 @@ def assert_value_and_gradients(given, allowed):
         assert error(x, exact[name]) <= max(allowed, 2 * error(eager[name], exact[name])), name
 
 
-def _use_tuning(monkeypatch, **changes):
-    for precision, tuning in TUNING.items():
-        monkeypatch.setitem(TUNING, precision, tuning._replace(**changes))
+@pytest.fixture
+def retune(monkeypatch):
+    """Changes the tuning of both precisions for one test."""
+
+    def change(**changes):
+        for precision, tuning in TUNING.items():
+            monkeypatch.setitem(TUNING, precision, tuning._replace(**changes))
+        fft_conv_triton._launches.cache_clear()
+
+    yield change
+    fft_conv_triton._launches.cache_clear()
 
 
 @pytest.fixture
-def wide_tiles(monkeypatch):
+def wide_tiles(retune):
     """Fewer programs where the interpreter runs them one after another."""
     if backend.interpreting():
-        _use_tuning(monkeypatch, outer_width=1024)
+        retune(outer_width=1024)
 
 
 @pytest.fixture
-def short_stages(monkeypatch, wide_tiles):
+def short_stages(retune, wide_tiles):
     """Sizes from 4096 on go through an outer stage of several blocks and inner transforms of 1024 points."""
     on_chip = dict.fromkeys((256, 512, 1024, 2048), (2, 2))
-    _use_tuning(monkeypatch, on_chip_warps=on_chip, inner=1024, outer_block=16, outer_sum=16)
+    retune(on_chip_warps=on_chip, inner=1024, outer_block=16, outer_sum=16)
 
 
 @pytest.mark.parametrize("L", LENGTHS)
