@@ -50,8 +50,8 @@ from hyenadna.kernels.right_angle_triton import Plan, inner_tables, outer_stage,
 
 _SCRATCH_BYTES = 24 << 20
 """Of the scratch of one group of rows, so that it stays in the L2 cache (50 MB on an H200) between the launches."""
-_PROGRAMS = 1024
-"""This many programs on chip keep a GPU busy; what the batch has more of, each works through in a loop."""
+_WARPS = 8192
+"""So many warps on chip keep a GPU busy (an H200 holds 8448); what the batch has more of, programs loop over."""
 _SPILL_BUDGET = 8192
 """Bytes that a thread may spill, stores and loads together."""
 
@@ -110,7 +110,7 @@ class _OnChip:
     ) -> None:
         """Fill out."""
         B, D, L = v.shape
-        on_chip[D, _parts(B, D)](
+        on_chip[D, _parts(B, D, self.warps)](
             v, pre, post, out, spectrum, skip, self.tables, B, L, *_strides(v, pre, post, out),
             **self.constants, **_options(self.warps),
         )  # fmt: skip
@@ -127,8 +127,9 @@ class _OnChip:
     ) -> None:
         """Fill the gradients."""
         B, D, L = v.shape
-        spectra = None if into.h is None else spectrum.new_empty(_parts(B, D), *spectrum.shape)
-        on_chip_backward[D, _parts(B, D)](
+        parts = _parts(B, D, self.warps_backward)
+        spectra = None if into.h is None else spectrum.new_empty(parts, *spectrum.shape)
+        on_chip_backward[D, parts](
             grad, v, pre, post, into.v, into.pre, into.post, spectra, spectrum, skip, self.tables, B, L,
             *_strides(grad, v, pre, post, into.v), **self.constants, **_options(self.warps_backward),
         )  # fmt: skip
@@ -306,9 +307,9 @@ def _strides(*signals: Tensor | None) -> list[int]:
     return [stride for x in signals for stride in ((0, 0) if x is None else x.stride()[:2])]
 
 
-def _parts(B: int, D: int) -> int:
+def _parts(B: int, D: int, warps: int) -> int:
     """Programs among which the batch of one channel is divided on chip."""
-    return min(B, triton.cdiv(_PROGRAMS, D))
+    return min(B, triton.cdiv(_WARPS, D * warps))
 
 
 def _in_rows(x: Tensor | None) -> Tensor | None:

@@ -154,9 +154,9 @@ def test_a_gradient_that_is_one_number_repeated(device):
         assert error(x.grad, exact[name]) <= EXACT, name
 
 
-@pytest.mark.parametrize("programs", [1, 6, 1000])
-def test_the_batch_may_be_a_loop_within_a_program(device, monkeypatch, programs):
-    monkeypatch.setattr(fft_conv_triton, "_PROGRAMS", programs)
+@pytest.mark.parametrize("warps", [1, 6, 1000])
+def test_the_batch_may_be_a_loop_within_a_program(device, monkeypatch, warps):
+    monkeypatch.setattr(fft_conv_triton, "_WARPS", warps)
     assert_value_and_gradients(operands(device, 65, B=3, D=3), EXACT)
 
 
