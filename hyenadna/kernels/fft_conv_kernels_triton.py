@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The kernels of the long convolution: rows on chip, and the inner transforms of those that have an outer stage.
 
 `factors` are the tables of an inner transform, H is the spectrum of the filter with skip at tap 0, u = v pre and

@@ -27,10 +27,9 @@ float32, float16 and bfloat16 signals, float32 filters. Relative error in the L2
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from hyenadna.errors import UsageError
@@ -290,7 +289,7 @@ class _Staged:
     ) -> None:
         """The outer stage back, times each gate."""
         L = out.shape[-1]
-        blocks = triton.cdiv(triton.cdiv(L, self.plan.inner), self.outer["BLOCK"])
+        blocks = -(-L // (self.plan.inner * self.outer["BLOCK"]))
         outer_stage_back[blocks * (self.plan.inner // self.outer["WIDTH"]), group.batches * group.channels](
             scratch.numbers, scratch.inverse_exponents, self.outer_table, gate, out, second_gate, second_out,
             group.first_b, group.first_d, group.batches, L, *_strides(gate, second_gate, out),
@@ -309,12 +308,16 @@ def _strides(*signals: Tensor | None) -> list[int]:
 
 def _parts(B: int, D: int, warps: int) -> int:
     """Programs among which the batch of one channel is divided on chip."""
-    return min(B, triton.cdiv(_WARPS, D * warps))
+    return min(B, -(-_WARPS // (D * warps)))
 
 
-def _in_rows(x: Tensor | None) -> Tensor | None:
+def _in_rows(x: Tensor) -> Tensor:
     """The same with neighbouring tokens next to each other in memory."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rows_of_gate(gate: Tensor | None) -> Tensor | None:
+    return None if gate is None else _in_rows(gate)
 
 
 def _plan(size: int, precision: Precision) -> Plan:
@@ -343,14 +346,14 @@ def good_size(L: int) -> int:
     >>> good_size(1000), good_size(160_002), good_size(450_002), good_size(1_000_002)
     (1024, 163840, 458752, 1048576)
     """
-    power = max(256, triton.next_power_of_2(L))
+    power = max(256, 1 << (L - 1).bit_length())
     return power if power <= 16384 else min(m * power // 8 for m in (5, 6, 7, 8) if m * power // 8 >= L)
 
 
 def filter_spectrum(h: Tensor, size: int) -> Tensor:
     """The exact spectra of filters h (D, up to size), float32 (D, 2, size); they serve every length of this size."""
     with reported("fft_conv", h), torch.cuda.device_of(h):
-        h = cast(Tensor, _in_rows(h.float()))
+        h = _in_rows(h.float())
         spectrum = h.new_empty(len(h), 2, size)
         _launches(size, "exact", h.device).spectrum(h, spectrum)
         return spectrum
@@ -367,7 +370,7 @@ def fft_conv_spectrum(
 ) -> Tensor:
     """The convolution without gradients, by a filter's spectrum; into out if that is given."""
     with reported("fft_conv", v), torch.cuda.device_of(v):
-        v, pre_gate, post_gate = cast(Tensor, _in_rows(v)), _in_rows(pre_gate), _in_rows(post_gate)
+        v, pre_gate, post_gate = _in_rows(v), _rows_of_gate(pre_gate), _rows_of_gate(post_gate)
         y = out if out is not None and out.stride(-1) == 1 else torch.empty_like(v)
         launches = _launches(spectrum.shape[-1], precision, v.device)
         launches.convolve(v, spectrum.contiguous(), skip.float().contiguous(), pre_gate, post_gate, y)
@@ -397,11 +400,12 @@ class _FFTConv(torch.autograd.Function):
         v, spectrum, skip, pre_gate, post_gate = ctx.saved_tensors
         _, needs_h, needs_skip, needs_pre, needs_post, _ = ctx.needs_input_grad
         with reported("fft_conv", v), torch.cuda.device_of(v):
-            grad, v, pre, post = _in_rows(grad), _in_rows(v), _in_rows(pre_gate), _in_rows(post_gate)
+            grad, v = _in_rows(grad), _in_rows(v)
+            pre, post = _rows_of_gate(pre_gate), _rows_of_gate(post_gate)
             into = _Gradients(
                 torch.empty_like(v),
-                torch.empty_like(v, dtype=pre.dtype) if needs_pre else None,
-                torch.empty_like(v, dtype=post.dtype) if needs_post else None,
+                torch.empty_like(v, dtype=pre.dtype) if pre is not None and needs_pre else None,
+                torch.empty_like(v, dtype=post.dtype) if post is not None and needs_post else None,
                 skip.new_empty(v.shape[1:]) if needs_h or needs_skip else None,
             )
             launches = _launches(spectrum.shape[-1], ctx.precision, v.device)

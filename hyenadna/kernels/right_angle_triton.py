@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The right-angle transform: a causal convolution of N points by one complex transform of N points, without padding.
 
     X[k] = sum over n < N of x[n] e(n (k + 1/4) / N),     e(t) = exp(-2 pi i t),     k = 0 ... N - 1
@@ -59,7 +58,7 @@ class Plan(NamedTuple):
     @property
     def padded_outer(self) -> int:
         """Side of the outer table: a power of two up to 128, then whole blocks of 128."""
-        return max(16, triton.next_power_of_2(self.outer)) if self.outer <= 128 else triton.cdiv(self.outer, 128) * 128
+        return max(16, 1 << (self.outer - 1).bit_length()) if self.outer <= 128 else -(-self.outer // 128) * 128
 
 
 @lru_cache(maxsize=32)
@@ -316,7 +315,7 @@ def outer_stage_back(
     row = tl.program_id(1).to(tl.int64)
     d = first_d + row // batches
     b = first_b + row % batches
-    blocks = tl.cdiv(tl.cdiv(L, INNER), BLOCK)
+    blocks = tl.cdiv(L, INNER * BLOCK)
     n1 = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     n2 = tl.program_id(0) // blocks * WIDTH + tl.arange(0, WIDTH)
     inverse_exponents += row * OUTER
