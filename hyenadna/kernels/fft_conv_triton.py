@@ -18,7 +18,7 @@ Cost per token, counted for L = N, with both gates; `fast` with signals of two b
     L2, outer stage      each way again the input outer / block times, and 4 outer / width (exact: 8) for its table
     FLOPs, forward       8 rows + 16 columns on chip, else 8 outer + 16 (rows + columns); exact three times as many
     FLOPs, backward      twice that
-    training, filter     12 bytes / B forward and backward each, half the FLOPs of an exact forward each
+    filter in training   forward 12 / B bytes, backward 4 / B, and each way half the FLOPs of an exact forward
 
 so 1536 FLOPs at 4096 tokens, 2048 at 8192 and 4096 at 2^20, in `fast`.
 
@@ -56,23 +56,23 @@ _SPILL_BUDGET = 8192
 
 
 class Tuning(NamedTuple):
-    """What to choose anew by measurement on another GPU."""
+    """What to choose anew, by measurement, on another GPU; these are chosen by registers, spills and shared memory."""
 
     on_chip_warps: dict[int, tuple[int, int]]
-    """Sizes that are transformed on chip: warps of a program, forward and backward."""
+    """The sizes that are transformed on chip, with the warps of a program forward and backward."""
     inner: int
-    """Points of the inner transform of all other sizes."""
+    """Points of the inner transforms of all other sizes."""
     inner_warps: tuple[int, int]
-    """The same for the inner transform's launches."""
+    """The same of the inner transforms."""
     outer_block: int
-    """The outer stage's tile: outputs,"""
+    """Results of the outer stage that one program computes for each column,"""
     outer_sum: int
-    """terms of their sums that are loaded together,"""
+    """terms of their sums that it loads at once,"""
     outer_width: int
-    """neighbouring tokens,"""
+    """and its columns."""
     outer_warps: int
     outer_stages: int
-    """and loads in flight."""
+    """Depth of the pipeline of its loads."""
 
 
 TUNING: dict[Precision, Tuning] = {

@@ -160,8 +160,10 @@ def test_the_batch_may_be_a_loop_within_a_program(device, monkeypatch, warps):
     assert_value_and_gradients(operands(device, 65, B=3, D=3), EXACT)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, EXACT), (torch.float16, FAST)])
+@pytest.mark.parametrize(
+    ("rows", "dtype", "allowed"),
+    [(2, torch.float32, EXACT), (8, torch.float32, EXACT), (2, torch.float16, FAST)],
+)
 def test_rows_in_any_groups(device, short_stages, monkeypatch, rows, dtype, allowed):
     monkeypatch.setattr(fft_conv_triton, "_SCRATCH_BYTES", rows * 2 * 4096 * (8 if dtype == torch.float32 else 4))
     assert_value_and_gradients(operands(device, 3000, B=3, D=3, dtype=dtype), allowed)
