@@ -22,23 +22,24 @@ from hyenadna.kernels.right_angle_triton import (
 
 
 @triton.jit
-def _load_filter(spectrum, skip, d, at, distance):
-    """H: the transform of an impulse is 1."""
-    hr, hi = load_complex(spectrum + at, distance)
+def _load_filter(spectra, skip, d, at, SIZE: tl.constexpr):
+    """H at some frequencies: the transform of an impulse is 1."""
+    hr, hi = load_complex(spectra + d * (2 * SIZE) + at, SIZE)
     return hr + tl.load(skip + d), hi
 
 
 @triton.jit
-def _add_spectrum(re, im, spectrum, at, distance, adds):
-    """Store a spectrum, or add it to what this program has stored there.
+def _store_spectrum(re, im, spectra, row, at, adds, SIZE: tl.constexpr):
+    """Store what belongs into a row of spectra, or add it to what this program has stored there.
 
     That is visible to all its threads: the transforms in between synchronise them.
     """
+    pointers = spectra + row * (2 * SIZE) + at
     if adds:
-        re += tl.load(spectrum + at)
-        im += tl.load(spectrum + at + distance)
-    tl.store(spectrum + at, re)
-    tl.store(spectrum + at + distance, im)
+        re += tl.load(pointers)
+        im += tl.load(pointers + SIZE)
+    tl.store(pointers, re)
+    tl.store(pointers + SIZE, im)
 
 
 @triton.jit
@@ -52,13 +53,13 @@ def on_chip(
     inside = n < L
     factors = load_tables(tables, 0, ROWS, COLUMNS)
     for b in range(tl.program_id(1).to(tl.int64), B, tl.num_programs(1)):
-        u = load_product(v, pre, b * v_b + d * v_d + n, b * pre_b + d * pre_d + n, inside)
+        u = load_product(v, pre, b * v_b + d * v_d, b * pre_b + d * pre_d, n, inside)
         ur, ui = transform_real(u, factors, EXACT)
         # from the L2 cache, but for the first time: there are not registers enough to keep it
-        hr, hi = _load_filter(spectrum, skip, d, d * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS)
+        hr, hi = _load_filter(spectrum, skip, d, n, ROWS * COLUMNS)
         yr, yi = product(ur, ui, hr, hi)
         y = inverse_real(yr, yi, factors, EXACT)
-        store_product(y, post, b * post_b + d * post_d + n, out, b * out_b + d * out_d + n, inside)
+        store_product(y, post, b * post_b + d * post_d, out, b * out_b + d * out_d, n, inside)
 
 
 @triton.jit
@@ -75,28 +76,27 @@ def on_chip_backward(
     factors = load_tables(tables, 0, ROWS, COLUMNS)
     part = tl.program_id(1).to(tl.int64)
     for b in range(part, B, tl.num_programs(1)):
-        at_v = b * v_b + d * v_d + n
-        at_pre = b * pre_b + d * pre_d + n
-        at_grad = b * grad_b + d * grad_d + n
-        at_out = b * out_b + d * out_d + n
-        hr, hi = _load_filter(spectrum, skip, d, d * (2 * SIZE) + n, SIZE)
-        u = load_product(v, pre, at_v, at_pre, inside)
+        v_row = b * v_b + d * v_d
+        pre_row = b * pre_b + d * pre_d
+        grad_row = b * grad_b + d * grad_d
+        out_row = b * out_b + d * out_d
+        u = load_product(v, pre, v_row, pre_row, n, inside)
         ur, ui = transform_real(u, factors, EXACT)
         if grad_post is not None:
+            hr, hi = _load_filter(spectrum, skip, d, n, SIZE)
             yr, yi = product(ur, ui, hr, hi)
             y = inverse_real(yr, yi, factors, EXACT)
-            store_product(y, grad, at_grad, grad_post, at_out, inside)
-        g = load_product(grad, post, at_grad, b * post_b + d * post_d + n, inside)
+            store_product(y, grad, grad_row, grad_post, out_row, n, inside)
+        g = load_product(grad, post, grad_row, b * post_b + d * post_d, n, inside)
         gr, gi = transform_real(g, factors, EXACT)
         if grad_spectra is not None:
             sr, si = product(gr, gi, ur, -ui)
-            at = (part * tl.num_programs(0) + d) * (2 * SIZE) + n
-            _add_spectrum(sr, si, grad_spectra, at, SIZE, b >= tl.num_programs(1))
-        hr, hi = _load_filter(spectrum, skip, d, d * (2 * SIZE) + n, SIZE)
+            _store_spectrum(sr, si, grad_spectra, part * tl.num_programs(0) + d, n, b >= tl.num_programs(1), SIZE)
+        hr, hi = _load_filter(spectrum, skip, d, n, SIZE)
         gr, gi = product(gr, gi, hr, -hi)
         grad_u = inverse_real(gr, gi, factors, EXACT)
-        store_product(grad_u, pre, at_pre, grad_v, at_out, inside)
-        store_product(grad_u, v, at_v, grad_pre, at_out, inside)
+        store_product(grad_u, pre, pre_row, grad_v, out_row, n, inside)
+        store_product(grad_u, v, v_row, grad_pre, out_row, n, inside)
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def on_chip_spectrum(
     n = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     taps = tl.load(h + d * h_d + n, mask=n < L, other=0)
     hr, hi = transform_real(taps, load_tables(tables, 0, ROWS, COLUMNS), EXACT)
-    _add_spectrum(hr, hi, spectrum, d * (2 * ROWS * COLUMNS) + n, ROWS * COLUMNS, False)
+    _store_spectrum(hr, hi, spectrum, d, n, False, ROWS * COLUMNS)
 
 
 @triton.jit
@@ -129,10 +129,10 @@ def on_chip_taps(
 
 
 @triton.jit
-def _frequencies(d, k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where a spectrum (D, 2, N) holds [p, q] of one k1."""
+def _frequencies(k1, OUTER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where a spectrum holds [p, q] of one k1."""
     p = k1 + OUTER * tl.arange(0, ROWS)
-    return d * (2 * OUTER * ROWS * COLUMNS) + p[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return p[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit(do_not_specialize=["first_d", "batches"])
@@ -146,11 +146,11 @@ def inner(
     channel = tl.program_id(1).to(tl.int64)
     d = first_d + channel
     factors = load_tables(tables, k1, ROWS, COLUMNS)
-    at_h = _frequencies(d, k1, OUTER, ROWS, COLUMNS)
+    at = _frequencies(k1, OUTER, ROWS, COLUMNS)
     for row in range(channel * batches, (channel + 1) * batches):
         ur, ui = load_scratch(scratch, exponents, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
         ur, ui = transform(ur, ui, factors, EXACT)
-        hr, hi = _load_filter(spectrum, skip, d, at_h, OUTER * ROWS * COLUMNS)
+        hr, hi = _load_filter(spectrum, skip, d, at, OUTER * ROWS * COLUMNS)
         yr, yi = product(ur, ui, hr, hi)
         inverse_to_scratch(yr, yi, factors, scratch, inverse_exponents, row, k1, OUTER, ROWS, COLUMNS, HEADROOM, EXACT)
 
@@ -168,13 +168,13 @@ def inner_backward(
     channel = tl.program_id(1).to(tl.int64)
     d = first_d + channel
     factors = load_tables(tables, k1, ROWS, COLUMNS)
-    at_h = _frequencies(d, k1, OUTER, ROWS, COLUMNS)
+    at = _frequencies(k1, OUTER, ROWS, COLUMNS)
     first = channel * batches
     for row in range(first, first + batches):
         ur, ui = load_scratch(u_scratch, u_exponents, row, k1, OUTER, ROWS, COLUMNS, WIDTH)
         ur, ui = transform(ur, ui, factors, EXACT)
         if WITH_Y:
-            hr, hi = _load_filter(spectrum, skip, d, at_h, SIZE)
+            hr, hi = _load_filter(spectrum, skip, d, at, SIZE)
             yr, yi = product(ur, ui, hr, hi)
             inverse_to_scratch(
                 yr, yi, factors, u_scratch, u_inverse_exponents, row, k1, OUTER, ROWS, COLUMNS, HEADROOM, EXACT
@@ -183,9 +183,8 @@ def inner_backward(
         gr, gi = transform(gr, gi, factors, EXACT)
         if grad_spectrum is not None:
             sr, si = product(gr, gi, ur, -ui)
-            at = _frequencies(channel, k1, OUTER, ROWS, COLUMNS)
-            _add_spectrum(sr, si, grad_spectrum, at, SIZE, row - first + first_b > 0)
-        hr, hi = _load_filter(spectrum, skip, d, at_h, SIZE)
+            _store_spectrum(sr, si, grad_spectrum, channel, at, row - first + first_b > 0, SIZE)
+        hr, hi = _load_filter(spectrum, skip, d, at, SIZE)
         gr, gi = product(gr, gi, hr, -hi)
         inverse_to_scratch(
             gr, gi, factors, g_scratch, g_inverse_exponents, row, k1, OUTER, ROWS, COLUMNS, HEADROOM, EXACT
@@ -202,8 +201,8 @@ def inner_spectrum(
     channel = tl.program_id(1).to(tl.int64)
     hr, hi = load_scratch(scratch, exponents, channel, k1, OUTER, ROWS, COLUMNS, WIDTH)
     hr, hi = transform(hr, hi, load_tables(tables, k1, ROWS, COLUMNS), EXACT)
-    at = _frequencies(first_d + channel, k1, OUTER, ROWS, COLUMNS)
-    _add_spectrum(hr, hi, spectrum, at, OUTER * ROWS * COLUMNS, False)
+    at = _frequencies(k1, OUTER, ROWS, COLUMNS)
+    _store_spectrum(hr, hi, spectrum, first_d + channel, at, False, OUTER * ROWS * COLUMNS)
 
 
 @triton.jit(do_not_specialize=["first_d"])
@@ -214,7 +213,8 @@ def inner_taps(
     """Inverse inner transforms of one channel and k1 of a spectrum."""
     k1 = tl.program_id(0)
     channel = tl.program_id(1).to(tl.int64)
-    at = spectrum + _frequencies(first_d + channel, k1, OUTER, ROWS, COLUMNS)
-    hr, hi = load_complex(at, OUTER * ROWS * COLUMNS)
+    SIZE: tl.constexpr = OUTER * ROWS * COLUMNS
+    at = _frequencies(k1, OUTER, ROWS, COLUMNS)
+    hr, hi = load_complex(spectrum + (first_d + channel) * (2 * SIZE) + at, SIZE)
     factors = load_tables(tables, k1, ROWS, COLUMNS)
     inverse_to_scratch(hr, hi, factors, scratch, inverse_exponents, channel, k1, OUTER, ROWS, COLUMNS, HEADROOM, EXACT)

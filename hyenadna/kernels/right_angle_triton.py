@@ -220,21 +220,21 @@ def _inverse(re, im, factors, EXACT: tl.constexpr):
 
 
 @triton.jit
-def load_product(x, gate, at_x, at_gate, inside):
-    """The product x gate in float32, zero outside; gate may be None."""
-    tile = tl.load(x + at_x, mask=inside, other=0).to(tl.float32)
+def load_product(x, gate, x_row, gate_row, n, inside):
+    """The product x gate in float32, zero outside, of rows that begin where stated; gate may be None."""
+    tile = tl.load(x + x_row + n, mask=inside, other=0).to(tl.float32)
     if gate is not None:
-        tile *= tl.load(gate + at_gate, mask=inside, other=0).to(tl.float32)
+        tile *= tl.load(gate + gate_row + n, mask=inside, other=0).to(tl.float32)
     return tile
 
 
 @triton.jit
-def store_product(tile, gate, at_gate, out, at_out, inside):
-    """Stores tile gate in the dtype of out; gate and out may be None."""
+def store_product(tile, gate, gate_row, out, out_row, n, inside):
+    """Store tile gate in the dtype of out; gate and out may be None."""
     if out is not None:
         if gate is not None:
-            tile *= tl.load(gate + at_gate, mask=inside, other=0).to(tl.float32)
-        tl.store(out + at_out, tile.to(out.dtype.element_ty), mask=inside)
+            tile *= tl.load(gate + gate_row + n, mask=inside, other=0).to(tl.float32)
+        tl.store(out + out_row + n, tile.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["first_b", "first_d", "batches"])
@@ -259,7 +259,7 @@ def outer_stage(
     for first in range(0, tl.cdiv(L, INNER), SUM):
         n1 = first + tl.arange(0, SUM)
         n = n1[:, None] * INNER + n2[None, :]
-        tile = load_product(x, gate, b * x_b + d * x_d + n, b * gate_b + d * gate_d + n, n < L)
+        tile = load_product(x, gate, b * x_b + d * x_d, b * gate_b + d * gate_d, n, n < L)
         er, ei = load_complex(table + k1[:, None] * PADDED + n1[None, :], PADDED * PADDED)
         # one exponent for all terms: it rises when larger ones come, and the sums so far follow
         higher = tl.maximum(exponent, _block_exponent(tl.abs(tile)))
@@ -267,7 +267,7 @@ def outer_stage(
         re = _dot(er, tile, re * _power_of_two(exponent - higher), EXACT)
         im = _dot(ei, tile, im * _power_of_two(exponent - higher), EXACT)
         exponent = higher
-    at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
+    at = scratch + row * (2 * OUTER * INNER) + (k1[:, None] * INNER + n2[None, :])
     inside = (k1 < OUTER)[:, None]
     headroom = 1.0 / (1 << HEADROOM)
     tl.store(at, (re * headroom).to(scratch.dtype.element_ty), mask=inside)
@@ -328,7 +328,7 @@ def outer_stage_back(
     for first in range(0, OUTER, SUM):
         k1 = first + tl.arange(0, SUM)
         inside = (k1 < OUTER)[:, None]
-        at = scratch + (row * (2 * OUTER) + k1)[:, None] * INNER + n2[None, :]
+        at = scratch + row * (2 * OUTER * INNER) + (k1[:, None] * INNER + n2[None, :])
         unit = _power_of_two(tl.load(inverse_exponents + k1, mask=k1 < OUTER, other=-124) - largest)[:, None]
         re = tl.load(at, mask=inside, other=0).to(tl.float32) * unit
         im = tl.load(at + OUTER * INNER, mask=inside, other=0).to(tl.float32) * unit
@@ -337,6 +337,6 @@ def outer_stage_back(
         x = _dot(tl.trans(ei), -im, x, EXACT)
     x *= _power_of_two(largest) / (OUTER * INNER)
     n = n1[:, None] * INNER + n2[None, :]
-    at_out = b * out_b + d * out_d + n
-    store_product(x, gate, b * gate_b + d * gate_d + n, out, at_out, n < L)
-    store_product(x, second_gate, b * second_gate_b + d * second_gate_d + n, second_out, at_out, n < L)
+    out_row = b * out_b + d * out_d
+    store_product(x, gate, b * gate_b + d * gate_d, out, out_row, n, n < L)
+    store_product(x, second_gate, b * second_gate_b + d * second_gate_d, second_out, out_row, n, n < L)
