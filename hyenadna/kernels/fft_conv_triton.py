@@ -51,7 +51,7 @@ _SCRATCH_BYTES = 24 << 20
 """Of the scratch of one group of rows, so that it stays in the L2 cache (50 MB on an H200) between the launches."""
 _WARPS = 8192
 """So many warps on chip keep a GPU busy (an H200 holds 8448); what the batch has more of, programs loop over."""
-_SPILL_BUDGET = 8192
+_SPILL_BUDGET = 4096
 """Bytes that a thread may spill, stores and loads together."""
 
 
