@@ -27,16 +27,18 @@ FAST, EXACT = 1e-3, 1e-6
 def operands(device, L, *, B=2, D=3, dtype=torch.float32, gates=(True, True), layout="contiguous"):
     random = torch.Generator().manual_seed(L)
 
+    def normal(*shape):
+        return torch.randn(*shape, generator=random).to(device, dtype)
+
     def signal():
-        if layout == "contiguous":
-            x = torch.randn(B, D, L, generator=random)
-        elif layout == "channels first":
-            x = torch.randn(D, B, L, generator=random).transpose(0, 1)
-        elif layout == "a part of the channels":
-            x = torch.randn(B, 3 * D, L, generator=random)[:, D : 2 * D]
-        else:
-            x = torch.randn(B, L, D, generator=random).transpose(1, 2)
-        return x.to(device, dtype)
+        match layout:
+            case "channels first":
+                return normal(D, B, L).transpose(0, 1)
+            case "a part of the channels":
+                return normal(B, 3 * D, L)[:, D : 2 * D]
+            case "tokens first":
+                return normal(B, L, D).transpose(1, 2)
+        return normal(B, D, L)
 
     filters, skip = torch.randn(D, L, generator=random).to(device), torch.randn(D, generator=random).to(device)
     return [signal(), filters, skip, *(signal() if gate else None for gate in gates)]
@@ -53,7 +55,7 @@ def error(given, exact):
 
 def value_and_gradients(function, given, grad):
     """The gradients are of <grad, value>, by name."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in given]
+    leaves = [None if x is None else x.detach().requires_grad_() for x in given]
     y = function(*leaves)
     y.backward(grad)
     return y.detach(), {name: x.grad for name, x in zip(INPUTS, leaves, strict=True) if x is not None}
