@@ -215,7 +215,8 @@ def filter_spectrum(h: Tensor, transform: Transform) -> Tensor:
         from hyenadna.kernels import fft_conv_triton  # imports triton
 
         return fft_conv_triton.filter_spectrum(h, transform.size)
-    return torch.fft.rfft(h, n=transform.size)
+    spectrum: Tensor = torch.fft.rfft(h, n=transform.size)
+    return spectrum
 
 
 def fft_conv_spectrum(
