@@ -1,5 +1,7 @@
 """What chooses between Triton and torch, and what is said when Triton cannot run."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -69,3 +71,9 @@ def test_half_precision_is_fast_and_float32_exact():
         "fast",
         "fast",
     ]
+
+
+def test_choosing_a_backend_reaches_other_threads(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with backend.use("triton"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(backend.chosen, X).result() == "triton"

@@ -74,6 +74,7 @@ def test_train_step(quiet, capsys):
     (case,) = json.loads(capsys.readouterr().out)["cases"]
     assert case["largest_difference"] < 1e-4 and case["ratio"] > 0
     assert case["largest_difference_of_losses"] < 1e-4
+    assert case["bar"] == 1.25 and case["bar_met"] == (case["ratio"] >= 1.25)
 
 
 def test_train_memory(quiet, capsys):

@@ -138,7 +138,7 @@ def test_half_precision_is_transformed_in_float32(dtype):
     v, pre_gate, post_gate = (x.to(dtype) for x in (v, pre_gate, post_gate))
     exact = direct_long_conv(v, h, skip, pre_gate, post_gate)
     y = fft_conv(v, h, skip, pre_gate, post_gate)
-    # the product v pre_gate and the result are rounded to dtype, the sum is not
+    # the result is rounded to dtype, and nothing before it
     assert y.dtype == dtype
     assert relative_error(y, exact) <= 4 * torch.finfo(dtype).eps
 
@@ -243,7 +243,7 @@ def test_shapes_that_do_not_fit_are_refused(v, h, skip, message):
 @pytest.mark.parametrize("gates", [{"pre_gate": (2, 3, 1)}, {"post_gate": (3, 8)}])
 def test_gates_of_another_shape_are_refused(gates):
     ((name, shape),) = gates.items()
-    with pytest.raises(ShapeError, match=r"a gate \((2, 3, 1|3, 8)\) for v \(2, 3, 8\)"):
+    with pytest.raises(ShapeError, match=r"a gate \((2, 3, 1|3, 8)\) on cpu for v \(2, 3, 8\)"):
         fft_conv(torch.zeros(2, 3, 8), torch.zeros(3, 8), torch.zeros(3), **{name: torch.zeros(shape)})
 
 
@@ -262,3 +262,14 @@ def test_dtypes_that_cannot_be_computed_are_refused(v, h, skip):
     )
     with pytest.raises(ShapeError, match=rf"v torch\.{v}, h torch\.{h}, skip torch\.{skip}; v may be any floating"):
         fft_conv(*given)
+
+
+def test_a_spectrum_of_other_channels_or_of_a_shorter_transform_is_refused():
+    v, h, skip, pre_gate, post_gate = operands(64)
+    transform = transform_of(64, v)
+    spectrum = filter_spectrum(h, transform)
+    with pytest.raises(ShapeError, match=r"spectrum \(2, 65\).*must have D channels and v 1 to 64 tokens"):
+        fft_conv_spectrum(v, spectrum[:2], skip, pre_gate, post_gate, transform)
+    longer = operands(65)
+    with pytest.raises(ShapeError, match=r"v \(2, 3, 65\), spectrum \(3, 65\)"):
+        fft_conv_spectrum(longer[0], spectrum, skip, longer[3], longer[4], transform)

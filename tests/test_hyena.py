@@ -25,7 +25,7 @@ def operator():
 def make(d_model=40, taps=3, length=T, spectra=None):
     torch.manual_seed(0)
     long_filter = HyenaFilter(d_model, length=length, width=16, emb_dim=5, sine_frequency=10.0, shift=0.05)
-    return HyenaOperator(d_model, long_filter, short_filter_taps=taps, spectra=spectra)
+    return HyenaOperator(d_model, long_filter, short_filter_taps=taps, spectra=spectra).eval()
 
 
 def signal(L, B=2, D=40):
@@ -186,6 +186,21 @@ class TestKeptSpectra:
         assert close(single.double(), double)
         torch.testing.assert_close(double, operator(x.double()).detach(), rtol=0, atol=1e-13)
         assert close(without_gradients(operator.float(), x), single)
+
+    def test_those_of_earlier_weights_go_at_every_length(self, operator):
+        for L in (20, 65):
+            without_gradients(operator, signal(L))
+        assert len(operator.spectra.kept) == 2
+        self.change_in_place(operator)
+        without_gradients(operator, signal(65))
+        assert [transform for _, transform in operator.spectra.kept] == [TRANSFORM_OF_65]
+
+    def test_none_are_kept_while_the_weights_learn(self, operator):
+        without_gradients(operator, signal(65))
+        operator(signal(65))
+        assert operator.spectra.kept
+        operator.train()(signal(65))
+        assert not operator.spectra.kept
 
     def test_a_copy_has_its_own(self, operator):
         x = signal(65)

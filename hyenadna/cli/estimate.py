@@ -49,12 +49,13 @@ def estimate(
         ).total
         for name, checkpoint in (("training", False), ("training, recomputing blocks", True))
     }  # fmt: skip
+    inference = counted.inference_memory(config, length=length, batch_tokens=batch, device=model.device)
     report = {
         "size": size,
         "length": length,
         "batch_tokens": batch,
         "parameters": counted.parameters(config),
-        "memory_bytes": memory | {"inference": counted.inference_memory(config, length=length, batch_tokens=batch)},
+        "memory_bytes": memory | {"inference": inference},
         "device": str(model.device),
         "training_nt_per_second": rate,
         "seconds": tokens / rate,

@@ -9,7 +9,6 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import Literal, cast, get_args
 
@@ -23,17 +22,18 @@ Backend = Literal["auto", "triton", "torch"]
 Precision = Literal["exact", "fast"]
 """`exact`: as exact as torch in float32. `fast`: float16 operands with scaling, relative error up to 1e-3."""
 
-_within: ContextVar[Backend | None] = ContextVar("hyenadna_kernels", default=None)
+_within: list[Backend] = []
+"""What `use` asks for, the innermost last; of the whole process, because autograd recomputes in a thread of its own."""
 
 
 @contextmanager
 def use(backend: Backend) -> Iterator[None]:
-    """Choose the implementation of everything called within, over what the environment says."""
-    token = _within.set(backend)
+    """Choose the implementation of everything called within, in any thread, over what the environment says."""
+    _within.append(backend)
     try:
         yield
     finally:
-        _within.reset(token)
+        _within.pop()
 
 
 def asked_for() -> Backend:
@@ -43,7 +43,7 @@ def asked_for() -> Backend:
     ------
     UsageError          HYENA_KERNELS holds another word
     """
-    backend = _within.get() or os.environ.get("HYENA_KERNELS") or "auto"
+    backend = _within[-1] if _within else os.environ.get("HYENA_KERNELS") or "auto"
     if backend not in get_args(Backend):
         raise UsageError(f"HYENA_KERNELS is {backend!r}; it may be auto, triton or torch")
     return cast(Backend, backend)

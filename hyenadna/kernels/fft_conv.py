@@ -30,8 +30,8 @@ def good_size(minimum: int) -> int:
     """The size of the quickest real transform of at least `minimum` points, as far as its factors tell.
 
     That is the smallest multiple of 16 whose prime factors are 2, 3 and 5: with few factors 2 a transform takes up to
-    twice as long. From half a million points it is a power of two if that is at most a fifth larger: others take half
-    as long again.
+    twice as long. From half a million points it is a power of two if that is at most a fifth above `minimum`: others
+    take half as long again.
 
     Examples
     --------
@@ -72,7 +72,8 @@ class _FFTConv(torch.autograd.Function):
         ctx: Any, v: Tensor, h: Tensor, skip: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
     ) -> Tensor:
         (B, D, L), n = v.shape, good_size(2 * v.shape[-1] - 1)
-        keep = D * ((B + 1) * (n + 2) + B * L) * h.itemsize <= bytes_to_keep(v.device)  # spectra and y
+        # spectra, and y with the memory behind it
+        keep = D * (2 * B + 1) * (n + 2) * h.itemsize <= bytes_to_keep(v.device)
         out, groups = torch.empty_like(v), _groups(v, n)
         kept: list[Tensor] = []
         zeros = h.new_zeros(B, groups[0].stop, n)
@@ -243,7 +244,17 @@ def fft_conv_spectrum(
         `transform_of(L, v)`.
     out : Tensor (B, D, L), optional
         Where the result goes, in v's dtype; shares no memory with the inputs.
+
+    Raises
+    ------
+    ShapeError, a ValueError        the spectrum is not of v's channels, or v is longer than the transform serves
+    KernelError                     the Triton kernel does not run on this GPU
     """
+    if not v.shape[1] == len(spectrum) == len(skip) or not 0 < v.shape[-1] <= transform.taps:
+        shapes = f"v {tuple(v.shape)}, spectrum {tuple(spectrum.shape)}, skip {tuple(skip.shape)}"
+        raise ShapeError(
+            f"fft_conv_spectrum was given {shapes}; they must have D channels and v 1 to {transform.taps:,} tokens"
+        )
     if transform.backend == "triton":
         from hyenadna.kernels import fft_conv_triton  # imports triton
 
@@ -272,11 +283,15 @@ def _check(v: Tensor, h: Tensor, skip: Tensor, *gates: Tensor | None) -> None:
     shapes = f"v {tuple(v.shape)}, h {tuple(h.shape)}, skip {tuple(skip.shape)}"
     if v.dim() != 3 or h.dim() != 2 or skip.dim() != 1 or not v.shape[1] == h.shape[0] == skip.shape[0]:
         raise ShapeError(f"fft_conv was given {shapes}; it takes v (B, D, L), h (D, L), skip (D,)")
-    if v.shape[-1] == 0 or h.shape[1] < v.shape[-1]:
+    if 0 in v.shape or h.shape[1] < v.shape[-1]:
         raise ShapeError(f"fft_conv was given {shapes}; the input needs 1 base or more, the filter as many taps")
+    if not v.device == h.device == skip.device:
+        raise ShapeError(f"fft_conv was given v on {v.device}, h on {h.device}, skip on {skip.device}; they must agree")
     if v.dtype not in _DTYPES or h.dtype not in _DTYPES[2:] or skip.dtype != h.dtype:
         dtypes = f"v {v.dtype}, h {h.dtype}, skip {skip.dtype}"
         raise ShapeError(f"fft_conv was given {dtypes}; v may be any floating dtype, h and skip float32 or float64")
     for gate in gates:
-        if gate is not None and gate.shape != v.shape:
-            raise ShapeError(f"fft_conv was given a gate {tuple(gate.shape)} for {shapes}; they must agree")
+        if gate is not None and (gate.shape, gate.device) != (v.shape, v.device):
+            raise ShapeError(
+                f"fft_conv was given a gate {tuple(gate.shape)} on {gate.device} for {shapes}; they must agree"
+            )

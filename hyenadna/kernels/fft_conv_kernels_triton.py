@@ -30,12 +30,10 @@ def _load_filter(spectra, skip, d, at, SIZE: tl.constexpr):
 
 @triton.jit
 def _store_spectrum(re, im, spectra, row, at, adds, SIZE: tl.constexpr):
-    """Store what belongs into a row of spectra, or add it to what this program has stored there.
-
-    That is visible to all its threads: the transforms in between synchronise them.
-    """
+    """Store what belongs into a row of spectra, or add it to what this program has stored there."""
     pointers = spectra + row * (2 * SIZE) + at
     if adds:
+        tl.debug_barrier()  # another thread may have stored it: nothing else synchronises the lanes of a single warp
         re += tl.load(pointers)
         im += tl.load(pointers + SIZE)
     tl.store(pointers, re)

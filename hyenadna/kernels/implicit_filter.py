@@ -8,9 +8,10 @@ T is the filters' full length: it scales time, so the first L taps are the same 
 weights with another T are other filters.
 
 2 (E F + 2 F^2 + F D) FLOPs for each position. The filters are made in tiles of positions, and backward makes the hidden
-layers of a tile again: nothing of size (L, F) outlives its tile, of which there would be 2.3 GB at 1,000,000 positions.
+layers of a tile again: in training nothing of size (L, F) outlives its tile, of which there would be 2.3 GB at
+1,000,000 positions.
 float32 or float64. The sines amplify errors: positions and their phases are float64, products are never in half
-precision or in TF32, and autocast is kept out.
+precision, and autocast is kept out. The Triton kernels use no plain TF32; torch does on a GPU if it is told to.
 """
 
 import math

@@ -35,6 +35,8 @@ class HyenaOperator(nn.Module):
         """(B, L, D) -> (B, L, D); a position sees itself and those before it."""
         B, L, D = x.shape
         rows = x.reshape(B * L, D)
+        if self.training and torch.is_grad_enabled():
+            self.spectra.forget(self.filter_fn)  # the weights will change, and training needs the memory
         mixed = self._mix_with_gradients(rows, B, L) if torch.is_grad_enabled() else self.mix([rows], B, L)
         y: Tensor = self.out_proj(mixed.T)
         return y.view(B, L, D)

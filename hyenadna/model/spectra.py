@@ -26,7 +26,8 @@ class KeptSpectra:
     """What the operators of one model keep of their filters' spectra, within `spectra_bytes`.
 
     New spectra displace those of other transforms, the longest unused first, and never those of the same: where the
-    layers of a model do not all fit, some are kept and the others made anew at every call. A copy begins with none.
+    layers of a model do not all fit, some are kept and the others made anew at every call. Once weights have changed,
+    what was made of them goes at every length. A copy begins with none.
     """
 
     def __init__(self) -> None:
@@ -42,12 +43,19 @@ class KeptSpectra:
         kept = self.kept.pop((long_filter, transform), None)
         if kept is None or not _same(kept.weights, weights):
             del kept  # before others are made
+            self.forget(long_filter, unless_of=weights)
             compute = _computed(long_filter, transform)
             if not self._make_room(long_filter, transform):
                 return compute
             kept = Kept(weights, _of_all_channels(compute, long_filter, transform))
         self.kept[long_filter, transform] = kept
         return kept.spectra.__getitem__
+
+    def forget(self, long_filter: HyenaFilter, *, unless_of: Tensor | None = None) -> None:
+        """Drop what is kept of the filters, but for what was made of the weights `unless_of`."""
+        for key, kept in list(self.kept.items()):
+            if key[0] is long_filter and (unless_of is None or not _same(kept.weights, unless_of)):
+                self.kept.pop(key, None)
 
     def _make_room(self, long_filter: HyenaFilter, transform: Transform) -> bool:
         """Whether there is room for the spectra, if need be after others were dropped."""
@@ -64,7 +72,11 @@ class KeptSpectra:
 
 
 def _computed(long_filter: HyenaFilter, transform: Transform) -> Spectra:
-    hidden = long_filter.hidden(min(transform.taps, long_filter.length))
+    taps = min(transform.taps, long_filter.length)
+    if transform.backend == "triton":
+        h = long_filter(taps)  # by its kernel, which needs no hidden layer in memory
+        return lambda channels: filter_spectrum(h[channels], transform)
+    hidden = long_filter.hidden(taps)
     return lambda channels: filter_spectrum(long_filter.taps(hidden, channels), transform)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyenadna.kernels.working_set import bytes_to_keep
+from hyenadna.kernels.working_set import bytes_to_keep, spectra_bytes
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.language_model import HyenaDNA
 
@@ -81,17 +81,18 @@ def training_memory(
     limit = bytes_to_keep(device)
     # the stream before and after the mixer (2 D); both norms, the projection, u, gate and y (8 D)
     inputs = 4 * 2 * D + product * 8 * D
-    # spectra of signal and filters, and the ungated y; what goes into GELU
-    extra = [4 * D * (3 * tokens + 2 * length), product * config.d_inner * tokens]
+    # spectra of signal and filters, and the ungated y as long as a transform; what goes into GELU
+    extra = [4 * D * (4 * tokens + 2 * length), product * config.d_inner * tokens]
     block = tokens * inputs + sum(size for size in extra if size <= limit)
     # of a recomputed block the input is there already
     blocks = tokens * (config.n_layer - 1) * 4 * D + block if checkpoint_activations else config.n_layer * block
     # gradients that live beside what one block keeps: of the stream, u, gate and y
     backward = 4 * D + product * 3 * D
     logits = 4 * 4 * config.vocab_rows
-    # each layer's filters, and the gradient of one layer's with the last hidden layer
+    # each layer's filters, on a GPU their spectra, and the gradient of one layer's with the last hidden layer
     layers = 1 if checkpoint_activations else config.n_layer
-    filters = length * 4 * (D * (layers + 1) + 2 * config.filter_order)
+    kept = 2 if device.type == "cuda" else 1
+    filters = length * 4 * (D * (kept * layers + 1) + 2 * config.filter_order)
     return MemoryEstimate(
         weights=16 * parameters(config),
         activations=blocks + tokens * (backward + logits) + _WORKING_BYTES,
@@ -110,7 +111,7 @@ def training_flops(config: HyenaConfig, *, length: int) -> float:
     return 3 * (2 * weights + transforms)
 
 
-def inference_memory(config: HyenaConfig, *, length: int, batch_tokens: int) -> int:
+def inference_memory(config: HyenaConfig, *, length: int, batch_tokens: int, device: torch.device) -> int:
     """Bytes of a forward pass without gradients in float32.
 
     Parameters
@@ -120,10 +121,13 @@ def inference_memory(config: HyenaConfig, *, length: int, batch_tokens: int) -> 
         Tokens of each sequence, L.
     batch_tokens : int
         B L.
+    device : torch.device
+        What it runs on: this decides how many of the filters' spectra are kept.
     """
     stream = 4 * (4 * config.d_model + config.vocab_rows)
     filters = length * (4 * 4 * config.filter_order + 8 * config.emb_dim)
-    return 4 * parameters(config) + batch_tokens * stream + filters + _BASE_BYTES + _WORKING_BYTES
+    spectra = min(8 * config.n_layer * config.d_model * length, spectra_bytes(device))
+    return 4 * parameters(config) + batch_tokens * stream + filters + spectra + _BASE_BYTES + _WORKING_BYTES
 
 
 def training_rate(model: HyenaDNA, inputs: Tensor, targets: Tensor, *, half: bool, seconds: float) -> float:
