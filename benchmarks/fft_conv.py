@@ -9,8 +9,8 @@ transform the filters at every call, as they are written:
 - textbook: rfft of length 2 L of input and filters, gates and skip as operations of their own;
 - friendly: the same at the length that ours takes on a CPU instead of 2 L, where that is another: its prime factors are
   2, 3 and 5;
-- on a GPU also `torch.compile` of the textbook at the friendly lengths, and, where they can be imported, FlashFFTConv
-  (powers of two, half precision) and NVIDIA's subquadratic-ops.
+- on a GPU also `torch.compile` of the textbook, in bfloat16 at the friendly lengths, and, where they can be imported,
+  FlashFFTConv (powers of two, half precision) and NVIDIA's subquadratic-ops.
 
 `exact` is float32 in and out. `fast`, on a GPU, is bfloat16 in and out with float16 inside; the textbook then
 transforms in float32, as under autocast. Before anything is timed every output is compared with float64; if ours is
@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from convolution_opponents import FRIENDLY, OPPONENTS, Forward, Opponent, opponents
 from side_by_side import Timer, arguments, run, spread, take_turns
 from torch import Tensor
 
@@ -41,13 +42,11 @@ from hyenadna.kernels.fft_conv import (
     fft_conv_reference,
     fft_conv_spectrum,
     filter_spectrum,
-    good_size,
     transform_of,
 )
 from hyenadna.progress import notice
 
 Kind = Literal["inference", "training"]
-FRIENDLY = (1_024, 8_192, 32_768, 163_840, 1_048_576)
 PUBLISHED = (32_770, 160_002, 450_002, 1_000_002)
 """The filter lengths of the published models, of which the larger ones double to numbers with large prime factors."""
 LENGTHS = sorted(FRIENDLY + PUBLISHED)
@@ -119,68 +118,7 @@ class Inputs(NamedTuple):
                       *(x[:, :count].double() for x in rest))  # fmt: skip
 
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Opponent = Callable[[Case], Forward | None]
-"""None for a case that is not its own."""
 Work = Callable[[], tuple[Tensor, ...]]
-
-
-def textbook(v: Tensor, h: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor, n: int | None = None) -> Tensor:
-    """As `Operator` of textbook.py computes it, with transforms of length n, or 2 L."""
-    L = v.shape[-1]
-    n = n or 2 * L
-    u = (v * pre_gate).to(h.dtype)
-    h_spectrum = torch.fft.rfft(h, n=n) / n
-    y = torch.fft.irfft(torch.fft.rfft(u, n=n) * h_spectrum, n=n, norm="forward")[..., :L]
-    return (y + u * skip[:, None]).to(v.dtype) * post_gate
-
-
-def friendly(case: Case) -> Forward | None:
-    n = good_size(2 * case.length - 1)
-    return None if n == 2 * case.length else lambda *inputs: textbook(*inputs, n)
-
-
-def compiled(case: Case) -> Forward | None:
-    if case.length not in FRIENDLY:
-        return None
-    torch.compiler.reset()  # else the ninth shape of this function would run uncompiled, without a word
-    return torch.compile(textbook, dynamic=False)
-
-
-def flash_fft_conv(case: Case) -> Forward | None:
-    """It takes half precision, transforms of a power of two, and has no skip: that is one more of the first tap."""
-    if case.precision == "exact":
-        return None
-    from flashfftconv import FlashFFTConv
-
-    convolution = FlashFFTConv(2 << (case.length - 1).bit_length(), dtype=case.dtype).cuda()
-    return lambda v, h, skip, pre, post: convolution(v, _with_skip(h, skip), pre, post)
-
-
-def subquadratic_ops(case: Case) -> Forward:
-    """It wants one dtype for both, pads to a power of two by itself, and has neither gates nor a skip."""
-    from subquadratic_ops_torch.fft_causal_conv1d import fft_causal_conv1d
-
-    return lambda v, h, skip, pre, post: fft_causal_conv1d(v * pre, _with_skip(h, skip).to(v.dtype)) * post
-
-
-def _with_skip(h: Tensor, skip: Tensor) -> Tensor:
-    return torch.cat([h[:, :1] + skip[:, None], h[:, 1:]], dim=1)
-
-
-OPPONENTS: dict[str, Opponent] = {"textbook": lambda _: textbook, "friendly": friendly}
-ON_CUDA = {"torch.compile": compiled, "FlashFFTConv": flash_fft_conv, "subquadratic-ops": subquadratic_ops}
-PACKAGES = {"FlashFFTConv": "flashfftconv", "subquadratic-ops": "subquadratic_ops_torch"}
-
-
-def opponents(device: torch.device) -> dict[str, Opponent]:
-    """Those that can run here; says which cannot."""
-    if device.type == "cpu":
-        return OPPONENTS
-    missing = {name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None}
-    for name in sorted(missing):
-        notice(f"{name} is left out: {PACKAGES[name]} is not installed")
-    return OPPONENTS | {name: opponent for name, opponent in ON_CUDA.items() if name not in missing}
 
 
 def step(forward: Forward, inputs: Inputs, kind: Kind) -> Work:
@@ -247,7 +185,7 @@ def contenders(case: Case, inputs: Inputs, which: dict[str, Opponent]) -> Conten
     left_out = {}
     for name, opponent in which.items():
         try:
-            forward = opponent(case)
+            forward = opponent(case.length, case.dtype)
             if forward is not None:
                 work = step(forward, inputs, case.kind)
                 found[name] = errors(work(), exact)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA device, within ten minutes: the kernels' tests, the convolution, the whole model.
+# All kernels are compiled first, in parallel: one after another they would take longer than what is measured.
 #
 #     benchmarks/gpu.sh [FOLDER]            by default benchmarks/results/gpu
 #
@@ -32,12 +33,11 @@ if ! "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() el
     exit 1
 fi
 
-part doctor 60 "$python" -c 'from hyenadna.cli.doctor import doctor; doctor()'
+part compile 100 "$python" benchmarks/warm_up.py --device cuda
+part doctor 40 "$python" -c 'from hyenadna.cli.doctor import doctor; doctor()'
 if "$python" -c 'import pytest, pytest_timeout, xdist' 2>/dev/null; then
-    part tests 150 "$python" -m pytest -n 8 tests/triton
     # not the whole folder, since other tests import packages that this machine may lack
-    mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
-    [ "${#marked[@]}" -eq 0 ] || part gpu_tests 60 "$python" -m pytest -m gpu "${marked[@]}"
+    part tests 110 "$python" -m pytest -n 8 tests/triton
 else
     echo "== tests are left out: pytest, pytest-timeout or pytest-xdist is not installed"
 fi

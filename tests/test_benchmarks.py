@@ -83,6 +83,7 @@ def test_train_memory(quiet, capsys):
     printed = capsys.readouterr()
     (case,) = json.loads(printed.out)["cases"]
     for name in train_memory.CONTENDERS:
+        assert case[name]["peak_gb"] > 0
         assert case[name]["at_a_million_gb"] == pytest.approx(case[name]["peak_gb"] * 1e6 / 2048)
         assert name in printed.err
 

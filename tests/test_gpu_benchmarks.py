@@ -35,6 +35,11 @@ def fft_conv(monkeypatch):
 
 
 @pytest.fixture
+def others():
+    return importlib.import_module("convolution_opponents")
+
+
+@pytest.fixture
 def gpu_model():
     return importlib.import_module("gpu_model")
 
@@ -109,7 +114,7 @@ def test_a_kernel_that_fails_costs_its_own_case_alone(fft_conv, monkeypatch, cap
 
 
 def test_an_opponent_that_fails_is_left_out(fft_conv, capsys):
-    def limited(case):
+    def limited(length, dtype):
         raise RuntimeError("H must be a multiple of 16\nand more")
 
     case = fft_conv.Case("inference", "exact", 300, 1, 4, 2)
@@ -120,8 +125,8 @@ def test_an_opponent_that_fails_is_left_out(fft_conv, capsys):
     assert "FlashFFTConv is left out at 300: H must be a multiple of 16\n" in capsys.readouterr().err
 
 
-def test_opponents_of_a_gpu_that_are_not_installed_are_named(fft_conv, capsys):
-    assert set(fft_conv.opponents(torch.device("cuda"))) == {"textbook", "friendly", "torch.compile"}
+def test_opponents_of_a_gpu_that_are_not_installed_are_named(others, capsys):
+    assert set(others.opponents(torch.device("cuda"))) == {"textbook", "friendly", "torch.compile"}
     assert "FlashFFTConv is left out: flashfftconv is not installed" in capsys.readouterr().err
 
 
@@ -135,12 +140,12 @@ class _Textbook:
         return self
 
     def __call__(self, v, h, pre_gate, post_gate):
-        script = importlib.import_module("fft_conv")
+        script = importlib.import_module("convolution_opponents")
         assert self.size >= 2 * v.shape[-1] and self.size & (self.size - 1) == 0
         return script.textbook(v, h, torch.zeros(h.shape[0]), pre_gate, post_gate)
 
 
-def test_the_skip_of_other_projects_convolutions_is_a_tap(fft_conv, monkeypatch):
+def test_the_skip_of_other_projects_convolutions_is_a_tap(fft_conv, others, monkeypatch):
     """Their adapters compute what ours does, gradients included."""
 
     def module(name, **members):
@@ -151,19 +156,19 @@ def test_the_skip_of_other_projects_convolutions_is_a_tap(fft_conv, monkeypatch)
 
     def plain(v, h):
         ones = torch.ones_like(v)
-        return fft_conv.textbook(v, h.float(), torch.zeros(h.shape[0]), ones, ones)
+        return others.textbook(v, h.float(), torch.zeros(h.shape[0]), ones, ones)
 
     module("flashfftconv", FlashFFTConv=_Textbook)
     module("subquadratic_ops_torch")
     module("subquadratic_ops_torch.fft_causal_conv1d", fft_causal_conv1d=plain)
     case = fft_conv.Case("training", "fast", 300, 1, 4, 2)
-    which = fft_conv.opponents(torch.device("cuda"))
-    assert set(which) == {"textbook", "friendly", *fft_conv.ON_CUDA}
+    which = others.opponents(torch.device("cuda"))
+    assert set(which) == {"textbook", "friendly", *others.ON_CUDA}
     del which["torch.compile"]  # needs a compiler
     _, found, left_out = fft_conv.contenders(case, fft_conv.Inputs.of(case, torch.device("cpu")), which)
     assert left_out == {} and max(found["FlashFFTConv"] + found["subquadratic-ops"]) < 1e-2
-    assert fft_conv.flash_fft_conv(case._replace(precision="exact")) is None
-    assert fft_conv.compiled(case) is None
+    assert others.flash_fft_conv(300, torch.float32) is None
+    assert others.compiled(300, torch.bfloat16) is None and others.compiled(1_024, torch.float32) is None
 
 
 def test_cases_of_a_gpu(fft_conv):
@@ -205,12 +210,20 @@ def test_model(gpu_model, capsys):
     assert "forward  tiny-1k         2 x 64" in printed.err and "(bar 1e+09 met)" in printed.err
 
 
-def test_checkpointing_the_textbook_changes_no_gradient(gpu_model):
+@pytest.mark.parametrize("name", ["ours", "textbook"])
+def test_recomputing_blocks_changes_no_gradient(gpu_model, name):
     plain = gpu_model.Case("training", "tiny-1k", 64, 2, 2)
     cpu = torch.device("cpu")
-    first, _ = gpu_model.examined("textbook", plain, cpu, torch.float32)
-    second, _ = gpu_model.examined("textbook", plain._replace(checkpointed=True), cpu, torch.float32)
+    first, _ = gpu_model.examined(name, plain, cpu, torch.float32)
+    second, _ = gpu_model.examined(name, plain._replace(checkpointed=True), cpu, torch.float32)
     assert torch.equal(first, second)
+
+
+def test_ours_recomputes_where_the_textbook_does(gpu_model):
+    plain, cpu = gpu_model.Case("training", "tiny-1k", 64, 2, 2), torch.device("cpu")
+    for case in (plain, plain._replace(checkpointed=True)):
+        contender = gpu_model.Contender("ours", case, cpu, torch.float32)
+        assert contender.model.backbone.checkpoint_activations == case.checkpointed
 
 
 def test_a_model_that_computes_something_else_is_refused(gpu_model, monkeypatch, capsys):
@@ -230,6 +243,46 @@ def test_want_of_memory_costs_its_own_case_alone(gpu_model, monkeypatch, capsys)
     cases = json.loads(capsys.readouterr().out)["cases"]
     assert len(cases) == 6
     assert {case["refused"] for case in cases} == {"CUDA out of memory. Tried to allocate 2 GiB"}
+
+
+def toy_cases(fft_conv, gpu_model):
+    return [
+        gpu_model.Case("training", "tiny-1k", 64, 2, 2),
+        fft_conv.Case("inference", "fast", 64, 1, 4, 2),
+        fft_conv.Case("training", "exact", 64, 1, 4, 2),
+    ]
+
+
+def test_warm_up(fft_conv, gpu_model, capsys):
+    """In processes of their own."""
+    warm_up = importlib.import_module("warm_up")
+    assert warm_up.main(["--device", "cpu", "--processes", "1"], toy_cases(fft_conv, gpu_model)) == 0
+    printed = capsys.readouterr().err
+    assert [printed.count(f"s  {what}") for what in ("tiny-1k training", "fast inference", "exact training")] == [
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_case_that_cannot_be_warmed_up_costs_none_of_the_others(fft_conv, gpu_model, capsys):
+    warm_up = importlib.import_module("warm_up")
+    model, *convolutions = toy_cases(fft_conv, gpu_model)
+    cases = [model._replace(size="none"), convolutions[0]]
+    assert warm_up.main(["--device", "cpu", "--processes", "1"], cases) == 1
+    printed = capsys.readouterr().err
+    assert "FAILED  none training" in printed and "s  fast inference at 64" in printed
+
+
+def test_what_is_warmed_up_is_what_is_measured(fft_conv, gpu_model):
+    """With a few channels, but where a batch fills the GPU: how it is divided depends on their number."""
+    warm_up = importlib.import_module("warm_up")
+    cases = warm_up.cases_of(torch.device("cuda"))
+    assert set(gpu_model.CASES) <= set(cases)
+    convolutions = [case for case in cases if isinstance(case, fft_conv.Case)]
+    measured = fft_conv.cases_of(torch.device("cuda"))
+    assert {case._replace(channels=256) for case in convolutions} == set(measured)
+    assert {(case.batch, case.channels) for case in convolutions} == {(1, 16), (256, 256)}
 
 
 STUB = """#!/bin/sh
@@ -260,6 +313,7 @@ def test_later_parts_run_though_an_earlier_one_fails(tmp_path):
     assert ended.returncode == 1, ended.stderr
     assert "== fft_conv FAILED with status 3" in ended.stdout and "failed: fft_conv\n" in ended.stdout
     calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[1] == "benchmarks/warm_up.py --device cuda"
     assert any("pytest -n 8 tests/triton" in call for call in calls)
     assert calls[-1] == f"benchmarks/gpu_model.py --device cuda -o {tmp_path}/out/model.json"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"doctor.log", "tests.log", "fft_conv.log"}

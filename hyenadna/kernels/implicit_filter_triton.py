@@ -198,7 +198,8 @@ def forward(network: SineNetwork, L: int, length: int, shift: float) -> Tensor:
     with reported("implicit_filter", h), torch.cuda.device_of(h):
         _implicit_filter_forward[(triton.cdiv(L, _FORWARD_BLOCK_L),)](
             *_operands(network, L, length), h,
-            L, D, E, shift, **_constants(F, E, _FORWARD_BLOCK_L), num_warps=_WARPS, num_stages=3,
+            L, D, E, shift, **_constants(F, E, _FORWARD_BLOCK_L),
+            num_warps=_WARPS, num_stages=3, enable_fp_fusion=True,
         )  # fmt: skip
     return h
 
@@ -212,7 +213,8 @@ def backward(network: SineNetwork, L: int, length: int, shift: float, grad: Tens
     with reported("implicit_filter", grad), torch.cuda.device_of(grad):
         _implicit_filter_backward[(programs,)](
             *_operands(network, L, length), grad, *partial,
-            L, D, E, grad.stride(0), shift, **_constants(F, E, _BACKWARD_BLOCK_L), num_warps=_WARPS, num_stages=1,
+            L, D, E, grad.stride(0), shift, **_constants(F, E, _BACKWARD_BLOCK_L),
+            num_warps=_WARPS, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return SineNetwork(*(x.sum(0) for x in partial))
 

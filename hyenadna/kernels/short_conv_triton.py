@@ -133,7 +133,7 @@ def forward(projected: Tensor, weight: Tensor, bias: Tensor, u: Tensor, gate: Te
             *projected, weight.contiguous(), bias.contiguous(), u, gate,
             D, L,
             *projected.stride()[1:], *u.stride()[:2], *gate.stride()[:2],
-            M=weight.shape[2], BLOCK_D=block_d, BLOCK_L=block_l, num_warps=_WARPS, num_stages=3,
+            M=weight.shape[2], BLOCK_D=block_d, BLOCK_L=block_l, num_warps=_WARPS, num_stages=3, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def backward(
             *projected, weight.contiguous(), bias.contiguous(), grad_u, grad_gate, *grad_projected, partial,
             D, L,
             *projected.stride()[1:], *grad_u.stride()[:2], *grad_gate.stride()[:2], *grad_projected.stride()[1:],
-            M=M, BLOCK_D=block_d, BLOCK_L=block_l, num_warps=_WARPS, num_stages=3,
+            M=M, BLOCK_D=block_d, BLOCK_L=block_l, num_warps=_WARPS, num_stages=3, enable_fp_fusion=True,
         )  # fmt: skip
     sums = partial.sum(0)
     return grad_projected, sums[:, :M].transpose(1, 2).contiguous(), sums[:, M]

@@ -8,7 +8,7 @@ import torch
 from oracles import direct_long_conv
 
 from hyenadna.errors import KernelError, UsageError
-from hyenadna.kernels import backend, fft_conv_triton
+from hyenadna.kernels import backend, fft_conv_launches_triton, fft_conv_triton
 from hyenadna.kernels.fft_conv import (
     fft_conv,
     fft_conv_reference,
@@ -16,7 +16,8 @@ from hyenadna.kernels.fft_conv import (
     filter_spectrum,
     transform_of,
 )
-from hyenadna.kernels.fft_conv_triton import TUNING, configurations, good_size
+from hyenadna.kernels.fft_conv_launches_triton import TUNING, good_size, launches_of, plan_of
+from hyenadna.kernels.fft_conv_triton import configurations
 
 LENGTHS = (1, 2, 63, 64, 65, 257, 1000, 1024, 4097)
 INPUTS = ("v", "h", "skip", "pre_gate", "post_gate")
@@ -85,10 +86,10 @@ def retune(monkeypatch):
     def change(**changes):
         for precision, tuning in TUNING.items():
             monkeypatch.setitem(TUNING, precision, tuning._replace(**changes))
-        fft_conv_triton._launches.cache_clear()
+        launches_of.cache_clear()
 
     yield change
-    fft_conv_triton._launches.cache_clear()
+    launches_of.cache_clear()
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_a_gradient_that_is_one_number_repeated(device):
 
 @pytest.mark.parametrize("warps", [1, 6, 1000])
 def test_the_batch_may_be_a_loop_within_a_program(device, monkeypatch, warps):
-    monkeypatch.setattr(fft_conv_triton, "_WARPS", warps)
+    monkeypatch.setattr(fft_conv_launches_triton, "_WARPS", warps)
     assert_value_and_gradients(operands(device, 65, B=3, D=3), EXACT)
 
 
@@ -173,7 +174,9 @@ def test_the_batch_may_be_a_loop_within_a_program(device, monkeypatch, warps):
     [(2, torch.float32, EXACT), (8, torch.float32, EXACT), (2, torch.float16, FAST)],
 )
 def test_rows_in_any_groups(device, short_stages, monkeypatch, rows, dtype, allowed):
-    monkeypatch.setattr(fft_conv_triton, "_SCRATCH_BYTES", rows * 2 * 4096 * (8 if dtype == torch.float32 else 4))
+    monkeypatch.setattr(
+        fft_conv_launches_triton, "_SCRATCH_BYTES", rows * 2 * 4096 * (8 if dtype == torch.float32 else 4)
+    )
     assert_value_and_gradients(operands(device, 3000, B=3, D=3, dtype=dtype), allowed)
 
 
@@ -305,7 +308,7 @@ def test_a_failure_names_the_operator_and_the_way_out(device, monkeypatch):
     def refuse(*_):
         raise RuntimeError("out of resource: shared memory")
 
-    monkeypatch.setattr(fft_conv_triton, "_launches", refuse)
+    monkeypatch.setattr(fft_conv_triton, "launches_of", refuse)
     with pytest.raises(
         KernelError, match=r"fft_conv failed on .*: out of resource: shared memory; .*HYENA_KERNELS=torch"
     ):
@@ -321,7 +324,7 @@ def test_good_size_is_the_least_of_its_kind():
 
 def test_every_precision_lays_out_spectra_in_one_way():
     for size in (256, 512, 1024, 2048, 4096, 8192, 16_384, 20_480, 1 << 20):
-        plans = [fft_conv_triton._plan(size, precision) for precision in TUNING]
+        plans = [plan_of(size, precision) for precision in TUNING]
         assert {plan.size for plan in plans} == {size}
         assert len({plan.columns for plan in plans}) == 1
 

@@ -145,7 +145,7 @@ def sines(a, sin, cos, BLOCK: tl.constexpr):
 def test_sines_are_exact_up_to_four_thousand_half_turns(device):
     a = torch.cat([torch.linspace(-reach, reach, 1 << 16) for reach in (1e-3, 10, 100, 4095 * torch.pi)]).to(device)
     sin, cos = torch.empty_like(a), torch.empty_like(a)
-    sines[(4,)](a, sin, cos, BLOCK=1 << 16)
+    sines[(len(a) // 1024,)](a, sin, cos, BLOCK=1024)
     for ours, exact in ((sin, a.double().sin()), (cos, a.double().cos())):
         assert (ours - exact).abs().max() < 2 * torch.finfo(torch.float32).eps
 
