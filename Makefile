@@ -13,11 +13,11 @@ demo: .venv/.installed
 	@echo "evaluation  demo/evaluation"
 
 test: .venv/.installed-test
-	$(BIN)/pytest -n 2 -m "not slow and not gpu" --ignore=tests/triton
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow and not gpu" tests/triton
+	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/triton
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow" tests/triton
 
 slow: .venv/.installed-test
-	$(BIN)/pytest -n 2 -m "slow and not gpu" --timeout=1800 --ignore=tests/triton
+	$(BIN)/pytest -n 2 -m "slow" --timeout=1800 --ignore=tests/triton
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from side_by_side import QuietMachine, arguments, check_same, compared, in_fresh_process, run, table, take_turns
+from side_by_side import (
+    ContendersDiffer,
+    QuietMachine,
+    arguments,
+    check_same,
+    compared,
+    in_fresh_process,
+    run,
+    table,
+    take_turns,
+)
 from textbook import Textbook
 from torch import Tensor
 
@@ -28,6 +38,9 @@ from hyenadna.kernels.working_set import channels_at_once, rows_at_once
 from hyenadna.model.config import Size, named_size
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.progress import notice
+
+BITS_PER_BASE = 1e-3
+"""By so much the contenders may differ, in any dtype."""
 
 
 class Case(NamedTuple):
@@ -122,6 +135,10 @@ def measured(case: Case, quiet: QuietMachine) -> dict[str, Any]:
     difference = check_same(case.size, outputs["ours"], outputs["textbook"], TOLERANCE[case.dtype])
     contenders = {name: Forward(name, case) for name in ("ours", "textbook")}
     bits = [bits_per_base(output, contenders["ours"].tokens) for output in outputs.values()]
+    if not abs(bits[0] - bits[1]) < BITS_PER_BASE:
+        raise ContendersDiffer(
+            f"{case.size}: bits per base are {bits[0]:.5f} and {bits[1]:.5f}; they may differ by {BITS_PER_BASE}"
+        )
     first = take_turns(contenders, 1, quiet) if case.repetitions > 2 else None
     seconds = take_turns(contenders, case.repetitions, quiet)
     facts = {

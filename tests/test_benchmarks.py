@@ -64,7 +64,7 @@ def test_forward_in_bfloat16_where_the_cpu_has_units_for_it(quiet, capsys, monke
     printed = capsys.readouterr()
     cases = json.loads(printed.out)["cases"]
     assert [case["dtype"] for case in cases] == ["float32"] + ["bfloat16"] * units
-    assert all(abs(case["bits_per_base_difference"]) < forward.TOLERANCE[torch.bfloat16] for case in cases)
+    assert all(abs(case["bits_per_base_difference"]) < forward.BITS_PER_BASE for case in cases)
     assert ("no bfloat16 cases" in printed.err) == (not units)
 
 
