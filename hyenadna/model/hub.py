@@ -2,8 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from hyenadna.errors import CheckpointError, HubError
+
+STARTER: Literal["starter"] = "starter"
+"""Name of the model that comes with the package: tiny-1k, pretrained on human chr20; its card says more."""
 
 _FILES = ["config.json", "*.safetensors", "model.safetensors.index.json", "weights.ckpt", "probe.json", "split.json"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -16,7 +20,8 @@ def find_model(source: str | Path, *, revision: str | None = None, local_files_o
     ----------
     source : str or Path
         A model folder, a training run's folder with `model` in it, or a hub id such as
-        'LongSafari/hyenadna-tiny-1k-seqlen-hf'. What exists on disk comes first.
+        'LongSafari/hyenadna-tiny-1k-seqlen-hf'. What exists on disk comes first; then 'starter' is the model that
+        comes with the package.
     revision : str, optional
         Branch, tag or commit of a hub id. Default: its main branch.
     local_files_only : bool
@@ -31,6 +36,8 @@ def find_model(source: str | Path, *, revision: str | None = None, local_files_o
     if not path.exists():
         # as replace_folder leaves it if the process dies between its two renames
         set_aside = path.with_name(f".{path.name}.old")
+        if not set_aside.is_dir() and str(source) == STARTER:
+            return Path(__file__).parent / "starter"
         if not set_aside.is_dir():
             return _fetch(str(source), revision, local_files_only)
         path = set_aside
