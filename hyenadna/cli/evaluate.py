@@ -22,7 +22,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _BATCH_TOKENS = {"cpu": 1 << 15, "cuda": 1 << 17}
 
-_Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, training run or hub id.", show_default=False)]
+_Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, training run or hub id.")]
 _Fasta = Annotated[
     Path | None, typer.Option(help="FASTA file, plain, gzip or BGZF; or a pack. Default: the bundled E. coli genome.")
 ]
@@ -53,7 +53,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an evalua
 
 def evaluate(
     *,
-    model: _Model,
+    model: _Model = "starter",
     fasta: _Fasta = None,
     split: _Part = "test",
     length: _Length = None,
