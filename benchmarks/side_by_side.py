@@ -223,7 +223,7 @@ def run(flags: argparse.Namespace, benchmark: Callable[[Any], Iterable[dict[str,
             cases.append(case)
             report = {
                 "benchmark": Path(sys.argv[0]).stem,
-                "commit": _commit(),
+                "commit": commit(),
                 "machine": machine.describe(),
                 "threads": torch.get_num_threads(),
                 "load": load | {"average_after": os.getloadavg()[0]} | timer.conditions(),
@@ -275,7 +275,7 @@ def _with_peak(threads: int, work: Callable[..., Any], arguments: tuple[Any, ...
     return result, int(status["VmHWM"].split()[0]) * 1024
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MODEL, BASELINE, EXTRA = "#0072B2", "#D55E00", "#009E73"
 """Colours that the colour-blind tell apart (Okabe and Ito 2008)."""
-_OTHERS = (BASELINE, EXTRA, "#E69F00", "#CC79A7", "#56B4E9")
+SERIES = (MODEL, BASELINE, EXTRA, "#E69F00", "#CC79A7", "#56B4E9")
+"""One after another, where a plot has more than two things to tell apart."""
 BASE_COLOURS = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#CC3311"}
 """The same letters in every plot: green, blue, orange, red."""
 _LENGTH_TICKS = {1: "1", 8: "8", 64: "64", 1 << 10: "1k", 1 << 15: "32k", 1_000_000: "1M"}
@@ -83,7 +84,7 @@ def length_axis(ax: "Axes", longest: int) -> "Axes":
     return ax
 
 
-def _errors(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+def errors(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
     """Lengths of error bars, (2, n): none where the interval of a resampled ratio leaves out the value itself."""
     return np.maximum(np.stack((value - low, high - value)), 0)
 
@@ -142,7 +143,7 @@ def markov_orders(
     """
     orders = np.arange(plain.shape[1])
     value, low, high = plain
-    ax.errorbar(orders, value, yerr=_errors(value, low, high), fmt="o", color=EXTRA, markersize=4, label="plain Markov")
+    ax.errorbar(orders, value, yerr=errors(value, low, high), fmt="o", color=EXTRA, markersize=4, label="plain Markov")
     for (level, bottom, top), colour, label in (
         (interpolated, BASELINE, "interpolated Markov"),
         (model, MODEL, "language model"),
@@ -175,7 +176,7 @@ def annotation_differences(
     """
     rows = np.arange(len(names))
     value, low, high = differences
-    ax.errorbar(value, rows, xerr=_errors(value, low, high), fmt="o", color=MODEL, markersize=5)
+    ax.errorbar(value, rows, xerr=errors(value, low, high), fmt="o", color=MODEL, markersize=5)
     ax.axvline(0, color="0.6", linewidth=1)
     ax.set_yticks(rows, [f"{name}\nn = {quantity(n).strip()}" for name, n in zip(names, bases, strict=True)])
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -201,7 +202,7 @@ def time_by_length(
         The time that a plain copy of the bytes that must move would take.
     """
     x = np.asarray(lengths)
-    for (name, values), colour, marker in zip(seconds.items(), (MODEL, *_OTHERS), "os^vDP", strict=False):
+    for (name, values), colour, marker in zip(seconds.items(), SERIES, "os^vDP", strict=False):
         known = ~np.isnan(values)
         ax.plot(x[known], values[known], f"{marker}-", color=colour, markersize=4, linewidth=1.2, label=name)
     ax.plot(x, floor, "--", color="0.2", linewidth=1, label="copying the bytes that must move")

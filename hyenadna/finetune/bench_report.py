@@ -1,0 +1,140 @@
+"""The table of a benchmark: each set by each method, beside the best simple model and published numbers."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hyenadna import __version__, machine, plots
+from hyenadna.files import write_json
+from hyenadna.finetune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from hyenadna.finetune.bench import Entry
+
+MODEL = "language model"
+_METRICS = ("accuracy", "mcc", "auroc")
+_HEADER = (
+    "set", "method", "weights", "train_rows", "test_rows", "copies_in_train", "trainings",
+    *(f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")),
+    "without_copies", "without_copies_low", "without_copies_high", "best_baseline", "baseline", "difference",
+    "difference_low", "difference_high", "published", "seconds", "command",
+)  # fmt: skip
+
+
+def write(recipe: Recipe, entries: Sequence["Entry"], folder: Path) -> None:
+    """Write bench.tsv, bench.json and bench.png."""
+    plots.write_tsv(folder / "bench.tsv", _HEADER, [_row(recipe, entries, entry) for entry in entries])
+    about = {"suite": recipe.suite, "hyenadna": __version__, "machine": machine.describe()}
+    write_json(folder / "bench.json", about | {"entries": [dataclasses.asdict(entry) for entry in entries]})
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    drawn, ax = plots.figure(7.0, 1.2 + 0.75 * len(names))
+    draw(ax, recipe, entries)
+    plots.write_png(drawn, folder / "bench.png")
+
+
+def text(recipe: Recipe, entries: Sequence["Entry"]) -> str:
+    """For people: the suite's own metric in percent with its 95 % interval, and what stands beside it."""
+    width = max(len(entry.name) for entry in entries) + 2
+    lines = [
+        f"{recipe.title}, {recipe.metric} in percent [95 % interval over trainings and test rows]",
+        f"{'set':{width}}{'method':<13}{'weights':<12}{'train':>7}{'test':>7}{'copies':>8}  {'':<22}"
+        f"{'without copies':<22}{'best simple model':<36}published",
+    ]
+    for entry in entries:
+        rows, full, without, baseline = _found(recipe, entries, entry)
+        beside = "-" if baseline is None else f"{_percent(baseline[1])} {baseline[0]}"
+        lines.append(
+            f"{entry.name:{width}}{entry.method:<13}{entry.init:<12}{rows[0]:>7,}{rows[1]:>7,}{rows[2]:>8,}  "
+            f"{_percent(full):<22}{_percent(without):<22}{beside:<36}{_published(recipe, entry.name)}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def draw(ax: Any, recipe: Recipe, entries: Sequence["Entry"]) -> Any:
+    """Each set a group of rows: ours with 95 % intervals, the best simple model, and published numbers as ticks."""
+    ways = list(dict.fromkeys((entry.method, entry.init) for entry in entries))
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    step = 0.7 / (len(ways) + 1)
+    for index, (way, colour) in enumerate(zip(ways, plots.SERIES, strict=False)):
+        chosen = [entry for entry in entries if (entry.method, entry.init) == way]
+        places = [names.index(entry.name) - 0.35 + step * (index + 0.5) for entry in chosen]
+        found = [_found(recipe, entries, entry)[1] for entry in chosen]
+        value, low, high = 100 * np.array([[one["value"], one["low"], one["high"]] for one in found], dtype=float).T
+        ax.errorbar(
+            value, places, xerr=plots.errors(value, low, high), fmt="o", markersize=4, color=colour,
+            label=way[0] + (", random weights" if way[1] == "random" else ""),
+        )  # fmt: skip
+    for row, name in enumerate(names):
+        baseline = next(_found(recipe, entries, entry)[3] for entry in entries if entry.name == name)
+        if baseline is not None:
+            ax.plot(
+                100 * baseline[1]["value"], row + 0.35 - step / 2, "D", color="0.2", markersize=4,
+                label="best simple model" if row == 0 else None,
+            )  # fmt: skip
+        for number, value in enumerate(recipe.sets[name].values()):
+            label = "published (see the table)" if row == number == 0 else None
+            ax.plot([value] * 2, [row - 0.4, row + 0.4], color="0.7", linewidth=1, zorder=0, label=label)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel(f"{recipe.metric} (%), all test rows")
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set_title(f"{recipe.title}: 95 % intervals over trainings and test rows", fontsize="medium")
+    return ax
+
+
+_Numbers = dict[str, float | None]
+
+
+def _found(
+    recipe: Recipe, entries: Sequence["Entry"], entry: "Entry"
+) -> tuple[tuple[int, int, int], _Numbers, _Numbers | None, tuple[str, _Numbers] | None]:
+    """Rows (train, test, copies), the metric on all test rows and on those without copies, and the best baseline."""
+    report = entry.report
+    full, without = report["tests"]["full"], report["tests"]["deduplicated"]
+    rows = report["settings"]["rows"]
+    copies = rows["test"] - (0 if without is None else without["rows"])
+    measured = next(
+        (e.report["tests"]["full"] for e in entries if e.name == entry.name and e.report["baselines"]), None
+    )
+    baseline = None
+    if measured is not None and measured["best"] is not None:
+        baseline = (measured["best"], measured["models"][measured["best"]][recipe.metric])
+    ours = None if without is None else without["models"][MODEL][recipe.metric]
+    return (rows["train"], rows["test"], copies), full["models"][MODEL][recipe.metric], ours, baseline
+
+
+def _row(recipe: Recipe, entries: Sequence["Entry"], entry: "Entry") -> list[Any]:
+    rows, _, without, baseline = _found(recipe, entries, entry)
+    full = entry.report["tests"]["full"]
+    cells: list[Any] = [entry.name, entry.method, entry.init, *rows, len(entry.report["runs"])]
+    for metric in _METRICS:
+        cells += _triple(full["models"][MODEL].get(metric))
+    difference = None if full["best"] is None else full["differences"][full["best"]][recipe.metric]
+    return [
+        *cells,
+        *_triple(without),
+        None if baseline is None else baseline[0],
+        None if baseline is None else baseline[1]["value"],
+        *_triple(difference),
+        _published(recipe, entry.name),
+        round(entry.seconds, 1),
+        entry.command,
+    ]
+
+
+def _triple(found: _Numbers | None) -> tuple[float | None, ...]:
+    return (None,) * 3 if found is None else (found["value"], found["low"], found["high"])
+
+
+def _percent(found: _Numbers | None) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    interval = "" if found["low"] is None else f" [{100 * found['low']:.1f}, {100 * (found['high'] or 0):.1f}]"
+    return f"{100 * found['value']:.1f}{interval}"
+
+
+def _published(recipe: Recipe, name: str) -> str:
+    return ", ".join(f"{who} {value:g}" for who, value in recipe.sets[name].items())

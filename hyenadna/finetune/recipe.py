@@ -1,0 +1,46 @@
+"""Benchmark suites as files of the package: their sets, published numbers, and how they are trained here."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from hyenadna.errors import UsageError
+
+Suite = Literal["genomic-benchmarks", "gue"]
+SUITES: tuple[Suite, ...] = get_args(Suite)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A suite of labelled sets."""
+
+    suite: Suite
+    """As `hyena finetune SUITE/SET` takes it."""
+    title: str
+    """The suite's own name."""
+    metric: str
+    """What the published numbers are; the table has it first."""
+    settings: dict[str, Any]
+    """Settings of `hyena finetune` that differ from its defaults."""
+    sets: dict[str, dict[str, float]]
+    """Set to its published numbers in percent, by the name of the model."""
+
+    @classmethod
+    def read(cls, suite: Suite) -> "Recipe":
+        """The recipe of a suite."""
+        path = Path(__file__).parent / "recipes" / f"{suite}.yaml"
+        return cls(suite, **yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    def chosen(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The sets with these names, or all of the suite.
+
+        Raises
+        ------
+        UsageError              a name that the suite does not have
+        """
+        for name in names:
+            if name not in self.sets:
+                raise UsageError(f"{self.title} has no set {name!r}; it has {', '.join(self.sets)}")
+        return names or tuple(self.sets)
