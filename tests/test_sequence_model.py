@@ -33,8 +33,10 @@ def alone(model, batch, lengths):
     return torch.cat([answers(model, batch[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths)])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("pool", ["mean", "max", "last", "attention"])
+@pytest.mark.parametrize(
+    ("method", "pool"),
+    [*((method, "mean") for method in METHODS), *(("soft-prompt", pool) for pool in ("max", "last", "attention"))],
+)
 def test_a_ragged_batch_is_each_sequence_alone(method, pool):
     model, batch = adapted(method, pool=pool), ragged()
     exact = alone(model, batch, LENGTHS)
