@@ -94,7 +94,7 @@ def nucleotides(text: str, place: str) -> str:
     if not text:
         raise InputError(f"{place} has an empty sequence; each needs at least one base: remove the row or complete it")
     if not text.isascii() or (text.encode().translate(_UPPER, _ALLOWED + _ALLOWED.lower())):
-        at, letter = next((at, letter) for at, letter in enumerate(text, 1) if letter.upper() not in IUPAC)
+        at, letter = next((at, letter) for at, letter in enumerate(text, 1) if letter not in IUPAC + IUPAC.lower())
         raise InputError(
             f"{place} has {letter!r} at position {at:,} of its sequence, which is no nucleotide; "
             f"allowed are {IUPAC} in either case"
