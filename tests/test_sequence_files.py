@@ -36,6 +36,7 @@ TEXTS = {
     "crlf.csv": delimited(",").replace(b"\n", b"\r\n"),
     "bom.csv": b"\xef\xbb\xbf" + delimited(","),
     "blank.csv": b"\n\n" + delimited(",") + b"\n\n",
+    "comments.tsv": b"# hyena 0.1, predicted\n\n# by, this\n" + delimited("\t"),
     "no_last_newline.csv": delimited(",").rstrip(b"\n"),
     "quoted.csv": b'"id","note","seq"\n' + b"".join(f'"{n}","x, ""y""\nz","{s}"\n'.encode() for n, s in ROWS),
     "a.jsonl": b"\n" + b"".join(json.dumps({"id": n, "n": {"x": 1}, "seq": s}).encode() + b"\n" for n, s in ROWS),
@@ -102,6 +103,14 @@ def test_bed_takes_the_other_strand(tmp_path, stdin):
     assert list(stream("-", fasta=genome)) == expected
 
 
+def test_bed_of_a_gzipped_genome_with_soft_masks_and_rna(tmp_path):
+    (tmp_path / "g.fa.gz").write_bytes(gzip.compress(b">chr1\naacCuRn\n"))
+    (tmp_path / "a.bed").write_text("chr1\t1\t7\n")
+    assert list(stream(tmp_path / "a.bed", fasta=tmp_path / "g.fa.gz")) == [("chr1:2-7", "ACCTRN")]
+    with pytest.raises(FastaError, match=r"none\.fa"):
+        list(stream(tmp_path / "a.bed", fasta=tmp_path / "none.fa"))
+
+
 def test_bed_errors(tmp_path):
     path, genome = bed(tmp_path, "chr1\t0\t4\tx\t0\t*\n")
     with pytest.raises(
@@ -121,13 +130,14 @@ def test_bed_errors(tmp_path):
     ("name", "data", "message"),
     [
         ("a.csv", b"id,seq\nx,AC\ny,\n", r"a\.csv, line 3 has an empty sequence; each needs at least one base"),
-        ("a.csv", b"id,seq\nx,AC\n\ny,AC GT\n", r"line 4 has ' ' at position 3 of its sequence, which is no nucleotide"),
+        ("a.csv", b"id,seq\nx,AC\n\ny,AC GT\n", r"line 4 has ' ' at position 3 of its sequence, which is no nuc"),
         ("a.csv", b"id,seq\nx,ACEA\n", r"'E' at position 3 of its sequence.*allowed are ACGTURYSWKMBDHVN in either"),
         ("a.csv", "id,seq\nx,ACſ\n".encode(), r"line 2 has 'ſ' at position 3"),
         ("a.csv", b"id,seq\nx,AC\ny,AC,3\n", r"a\.csv, line 3 has 3 fields where the header has 2; a field that holds"),
         ("a.csv", b"id,seq\n", r"a\.csv has a header \(id, seq\) but no row"),
         ("a.csv", b"", r"a\.csv is empty; give a table with a header, a FASTA or a BED file"),
         ("a.csv", b" \n\n", r"a\.csv is empty"),
+        ("a.csv", b"# made by x\nid,seq\nx,AC\n# no,AC\ny,E\n", r"a\.csv, line 5 has 'E' at position 1"),
         ("a.csv", b"ACGTACGTACGT,1\nACGT,0\n", r"a\.csv has no header: its first line holds a sequence; begin it"),
         ("a.csv", b"seq,id,seq\nA,x,C\n", r"a\.csv, line 1 names the column 'seq' twice"),
         ("a.csv", b"id,n\nx,1\n", r"a\.csv: which column holds the sequences\? It has id, n, and none of them holds"),

@@ -146,7 +146,7 @@ def test_a_column_that_does_not_exist(tmp_path, flag):
         ("seq,label\nAC,x\n-,y\n", {}, r"a\.csv, line 3 has '-' at position 1 of its sequence, which is no nucleotide"),
         ("seq,label\n,x\n", {}, r"a\.csv, line 2 has an empty sequence; each needs at least one base"),
         ("seq,label\n", {}, r"a\.csv has a header \(seq, label\) but no row"),
-        ("seq,label,part\nAC,x,half\n", {"split_col": "part"}, r"a\.csv, line 2 belongs to the part 'half'; allowed are"),
+        ("seq,label,part\nAC,x,half\n", {"split_col": "part"}, r"a\.csv, line 2 belongs to the part 'half'; allowed"),
         ("seq,label,split\nAC,x,test\n", {}, r"a\.csv has no row in the part train; a model needs rows to learn from"),
     ],
 )  # fmt: skip
@@ -247,13 +247,25 @@ def test_bed_with_labels(tmp_path):
 
 @pytest.mark.parametrize("odd", [False, True])
 def test_a_folder_with_a_folder_for_each_class(tmp_path, monkeypatch, odd):
-    sets = {"b": {"2.txt": "GG\nTT\n", "10.txt": "u"}, "a": {"x.fa": ">p\nAC\n>q\nGT\n", ".hidden": "no sequence"}}
+    sets = {
+        "b": {"2.txt": "GG\nTT\n", "10.txt": "u"},
+        "a": {"x.fa": ">p\nAC\n>q\nGT\n", ".hidden": "no sequence", "y.txt": ">r\nG\n"},
+    }
     write_classes(tmp_path / "data", dict(reversed(sets.items())) if odd else sets)
     if odd:
         reverse_directories(monkeypatch)
     data = read_labelled(DataConfig(data=str(tmp_path / "data")))
-    expected = LabelledSequences(("p", "q", "10", "2"), ("AC", "GT", "T", "GGTT"), ("a", "a", "b", "b"))
+    expected = LabelledSequences(("p", "q", "r", "10", "2"), ("AC", "GT", "G", "T", "GGTT"), tuple("aaabb"))
     assert columns(data) == columns(expected)
+
+
+def test_class_folders_of_compressed_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt.gz").write_bytes(gzip.compress(b"AC\nGT\n"))
+    (tmp_path / "a" / "2.txt").write_bytes(gzip.compress(b"\xef\xbb\xbfGG\r\n"))
+    (tmp_path / "a" / "3.fna.gz").write_bytes(gzip.compress(b">x\nAC\n"))
+    data = read_labelled(DataConfig(data=str(tmp_path)))
+    assert (data.ids, data.sequences) == (("1", "2", "x"), ("ACGT", "GG", "AC"))
 
 
 def test_class_folders_that_are_refused(tmp_path):

@@ -92,8 +92,7 @@ def _delimited_rows(stream: IO[bytes], source: str, first: bytes) -> tuple[tuple
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     order = "\t,;" if source.lower().removesuffix(".gz").endswith((".tsv", ".tab")) else ",\t;"
     delimiter = max(order, key=first.decode("utf-8", "replace").count)
-    lines = (line for _, line in text_lines(stream, source))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(_without_comments(text_lines(stream, source)), delimiter=delimiter, strict=True)
     rows = _csv_rows(reader, named(source))
     number, header = next(rows, (0, ()))
     if any(re.fullmatch("[ACGTUNacgtun]{10,}", name.strip()) for name in header):
@@ -102,6 +101,14 @@ def _delimited_rows(stream: IO[bytes], source: str, first: bytes) -> tuple[tuple
             "begin it with a line of column names, such as sequence,label"
         )
     return _checked_names(header, f"{named(source)}, line {number}"), _even_rows(rows, len(header), named(source))
+
+
+def _without_comments(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    """The lines, of which those that begin with '# ' before the header are blank: the rest keep their number."""
+    leading = True
+    for _, line in lines:
+        leading = leading and (not line.strip() or line.startswith("# "))
+        yield "\n" if leading else line
 
 
 def _csv_rows(reader: Any, source: str) -> Iterator[Row]:
