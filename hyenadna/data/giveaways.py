@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from hyenadna.data.label_kinds import Kind, names_of, values_of
 from hyenadna.data.labelled import LabelledSequences
 
-_FEATURES: dict[str, tuple[int, ...]] = {"GC": (0,), "CpG": (1,), "GC and CpG": (0, 1), "length": (2,)}
+TOGETHER = "GC and CpG"
+_FEATURES: dict[str, tuple[int, ...]] = {"GC": (0,), "CpG": (1,), TOGETHER: (0, 1), "length": (2,)}
+_SHORTEST_SHUFFLED = 20
 _LEAVES = (5, 20, 100)
 _FOLDS = 3
 
@@ -78,6 +80,29 @@ def composition(sequences: Sequence[str]) -> NDArray[np.float64]:
     known = a + c + g + t
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.float64)
     return np.stack([(c + g) / np.maximum(known, 1), cg * known / np.maximum(c * g, 1), lengths], axis=1)
+
+
+def shuffled(data: LabelledSequences, kind: Kind) -> int:
+    """Rows of 20 bases and more with exactly the dinucleotides of another sequence that has another label.
+
+    Such pairs arise where negatives are made from positives by a shuffle that keeps dinucleotides (Altschul and
+    Erickson 1985), hardly ever by chance. 0 for a regression and for labels of nucleotides.
+    """
+    if kind in ("regression", "nucleotide"):
+        return 0
+    assert data.labels is not None
+    alike: dict[bytes, list[tuple[str, str]]] = {}
+    for sequence, label in zip(data.sequences, data.labels, strict=True):
+        if len(sequence) >= _SHORTEST_SHUFFLED:
+            letters = np.frombuffer(sequence.encode(), dtype=np.uint8).astype(np.int64) & 31
+            counts = np.bincount(letters[:-1] * 32 + letters[1:], minlength=1024)
+            alike.setdefault(counts.astype(np.int32).tobytes(), []).append((sequence, label))
+    return sum(
+        any(other != sequence and name != label for other, name in rows)
+        for rows in alike.values()
+        if len(rows) > 1
+        for sequence, label in rows
+    )
 
 
 def _of_classes(kind: Kind) -> bool:

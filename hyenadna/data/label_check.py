@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hyenadna.data.alphabet import reverse_complement
 from hyenadna.data.duplicates import clusters, duplicated
-from hyenadna.data.giveaways import Alone, giveaways
-from hyenadna.data.label_kinds import Kind, kind_of, names_of
-from hyenadna.data.label_split import carve, values_of
+from hyenadna.data.giveaways import TOGETHER, Alone, giveaways, shuffled
+from hyenadna.data.label_kinds import Kind, kind_of, names_of, values_of
+from hyenadna.data.label_split import carve
 from hyenadna.data.labelled import LabelledSequences
 from hyenadna.data.splits import PARTS, Part
 from hyenadna.errors import InputError
@@ -32,6 +31,8 @@ _FEWEST_TESTED = 385
 _RARE = 0.05
 _FEWEST_OF_A_CLASS = 10
 _N_SHARE = 0.05
+_SHUFFLED = 0.05
+_MORE = 0.02
 _SHOWN = 8
 
 
@@ -55,11 +56,12 @@ class Copies:
     def words(self) -> list[str]:
         """One warning, or none."""
         same = self.exact + self.reverse_complement
-        counts = [f"{same:,} are in {self.within} ({self.reverse_complement:,} as reverse complement)"] if same else []
-        if self.near:
-            counts.append(f"{self.near:,} are near duplicates of {self.within} sequences")
-        share = (same + self.near) / self.rows
-        return [f"of {self.rows:,} {self.part} sequences {' and '.join(counts)}: {share:.1%}"] if counts else []
+        if not same + self.near:
+            return []
+        return [
+            f"of {self.rows:,} {self.part} sequences {same:,} are in {self.within} too ({self.reverse_complement:,} as "
+            f"reverse complement), {self.near:,} are near duplicates: {(same + self.near) / self.rows:.1%} in all"
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,8 @@ class LabelCheck:
     """Rows of the largest cluster."""
     conflicting: int
     """Rows whose sequence, on either strand, also stands with another label; 0 for a regression."""
+    shuffled: int
+    """Rows with exactly the dinucleotides of a row with another label: one was made by shuffling the other."""
     copies: tuple[Copies, ...]
     """Duplicates across parts: of test in train, valid in train, test in valid."""
     majority: float | None
@@ -100,28 +104,43 @@ class LabelCheck:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What should be known before a result on these data is believed, the gravest first."""
-        tested, others = [], []
+        tested: list[str] = []
+        others: list[str] = []
         for found in self.copies:
             (tested if (found.part, found.within) == ("test", "train") else others).extend(found.words())
         return (*tested, *self._of_alone(), *self._of_labels(), *self._of_sizes(), *others)
 
     def _of_alone(self) -> list[str]:
         said = []
-        for found in sorted(self.alone, key=lambda alone: -alone.value):
+        for found in sorted(self._telling(), key=lambda alone: -alone.value):
             if self.kind == "regression":
-                if found.value >= TELLING_RANK:
-                    said.append(f"{found.feature} alone tells the value: Spearman's correlation {found.value:.2f}")
-            elif found.value >= TELLING:
-                how = "gives the class away" if found.value >= TELLING_MUCH else "tells much of the class"
-                guess = "" if self.majority is None else f" (the most frequent class: {self.majority:.3f})"
-                right = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}{guess}"
-                said.append(f"{found.feature} alone {how}: AUROC {found.value:.3f}{right}")
+                said.append(f"{found.feature} alone tells of the value: Spearman's correlation {found.value:.2f}")
+                continue
+            how = "gives the class away" if found.value >= TELLING_MUCH else "tells much of the class"
+            guess = "" if self.majority is None else f" (the most frequent class: {self.majority:.3f})"
+            right = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}{guess}"
+            said.append(f"{found.feature} alone {how}: AUROC {found.value:.3f}{right}")
         return said
+
+    def _telling(self) -> list[Alone]:
+        """The properties that tell much; of GC and CpG both together only where they tell more than each."""
+        limit = TELLING_RANK if self.kind == "regression" else TELLING
+        telling = {found.feature: found for found in self.alone if found.value >= limit}
+        single = [telling[name] for name in ("GC", "CpG") if name in telling]
+        both = telling.get(TOGETHER)
+        if both and all(both.value >= found.value + _MORE for found in single):
+            single = [both]
+        return single + [telling[name] for name in ("length",) if name in telling]
 
     def _of_labels(self) -> list[str]:
         said = []
         if self.conflicting:
             said.append(f"{self.conflicting:,} rows have a sequence that also stands with another label")
+        if self.shuffled >= _SHUFFLED * sum(self.rows.values()):
+            said.append(
+                f"{self.shuffled:,} rows have exactly the dinucleotides of a row with another label: they seem to be "
+                "shuffled from one another, and a model may learn to tell real from shuffled DNA and no more"
+            )
         if self.kind == "regression":
             return said
         train = self.classes.get("train", {})
@@ -166,8 +185,8 @@ class LabelCheck:
             each = [f"{name} {a:,}/{b:,.0f}/{c:,}" for name, (a, b, c) in self.lengths.items() if name != "all"]
             lines.append(f"lengths   least/median/largest: {_first(each)}")
         lines.append(
-            f"copies    rows that repeat a sequence: {self.repeated:,}; on the other strand: {self.repeated_reverse:,}; "
-            f"in clusters of duplicates: {self.clustered / total:.1%}, the largest of {self.largest_cluster:,}"
+            f"copies    rows that repeat a sequence: {self.repeated:,}; on the other strand: "
+            f"{self.repeated_reverse:,}; in clusters of duplicates: {self.clustered / total:.1%}, the largest of {self.largest_cluster:,}"
         )
         each = [
             f"{found.part} in {found.within} {found.exact:,}, {found.reverse_complement:,}, {found.near:,}"
@@ -235,6 +254,7 @@ def check(data: LabelledSequences, *, kind: Kind | None = None) -> LabelCheck:
         clustered=int(sizes[sizes > 1].sum()),
         largest_cluster=int(sizes.max(initial=0)),
         conflicting=_conflicting(data, kind),
+        shuffled=shuffled(data, kind),
         copies=tuple(_copies(parts, *pair) for pair in between if parts.keys() >= set(pair)),
         majority=majority,
         alone=alone,
