@@ -89,6 +89,33 @@ def one_hot(sequences: Sequence[str]) -> "csr_matrix":
     return csr_matrix((np.ones(len(row), dtype=np.float32), (row, columns)), shape=(len(letters), 4 * letters.shape[1]))
 
 
+def window_kmers(sequences: Sequence[str], flank: int, bases: NDArray[np.integer] | None = None) -> "csr_matrix":
+    """The 3-mers around each base, by their place: sparse float32 (bases, 64 * (2 * flank - 1)).
+
+    Parameters
+    ----------
+    sequences : sequence of str
+        One after the other; their bases are numbered through.
+    flank : int
+        How many bases to each side of a base are looked at; what lies outside of its sequence is unknown.
+    bases : int array, optional
+        Numbers of the bases that are asked for; default all.
+    """
+    from scipy.sparse import csr_matrix
+
+    lengths = np.array([len(sequence) for sequence in sequences])
+    gap = "N" * flank
+    numbers = kmer_numbers(codes(gap + "".join(sequence + gap for sequence in sequences)), 3)
+    # the window of a base begins where the base itself would stand without the gap before its sequence
+    begin = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)) * flank, lengths)
+    begin = begin if bases is None else begin[bases]
+    width = 2 * flank - 1
+    seen = numbers[begin[:, None] + np.arange(width)]
+    row, place = np.nonzero(seen >= 0)
+    column = 64 * place + seen[row, place]
+    return csr_matrix((np.ones(len(row), dtype=np.float32), (row, column)), shape=(len(begin), 64 * width))
+
+
 def _canonical(k: int) -> NDArray[np.int64]:
     numbers = np.arange(4**k)
     reverse, left = np.zeros_like(numbers), numbers.copy()

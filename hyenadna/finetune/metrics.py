@@ -102,7 +102,9 @@ def paired(
     Parameters are those of `measure`; the same rows are drawn for both predictions.
     """
     of_a, of_b = scorer(task, targets, a), scorer(task, targets, b)
-    both = _estimates(lambda weights: {metric: of_a(weights)[metric] - of_b(weights)[metric]}, len(targets), groups, seed)
+    both = _estimates(
+        lambda weights: {metric: of_a(weights)[metric] - of_b(weights)[metric]}, len(targets), groups, seed
+    )
     return both[metric]
 
 
@@ -187,9 +189,7 @@ def _check(task: Task, targets: NDArray[Any], predictions: NDArray[np.float64]) 
         raise NotFiniteError(f"{wrong:,} predictions are not finite numbers; the model has diverged: lower its --lr")
 
 
-def _class_score(
-    truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, positive: int | None = None
-) -> Score:
+def _class_score(truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, positive: int | None = None) -> Score:
     """Accuracy, mcc and f1; truth and said are (n,), or (n, bases) with IGNORE in truth. f1 is macro without positive."""
     from scipy.sparse import csr_matrix
 
@@ -289,9 +289,7 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArra
         return np.where(flat, np.nan, covariance / np.sqrt(of_x * of_y))
 
 
-def _nothing(
-    spread: NDArray[np.float64], total: NDArray[np.float64], values: NDArray[np.float64]
-) -> NDArray[np.bool_]:
+def _nothing(spread: NDArray[np.float64], total: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Where a sum of squares is no more than rounding: resamples of equal values."""
     size = np.abs(values).max(axis=-1, initial=0.0)
     return np.asarray(spread <= 1e-24 * total * size**2)
