@@ -58,7 +58,7 @@ class Comparison:
     """The model and the baselines on the same test rows."""
 
     rows: int
-    """Different test rows, over all splits."""
+    """Different test rows, over all splits: of other ids or sequences."""
     drawn: str
     """What the bootstrap draws, in words."""
     models: dict[str, dict[str, Estimate]]
@@ -121,7 +121,8 @@ def compare(
             for metric, (value, draws) in pairs.items()
         }
     del differences[MODEL]
-    return Comparison(total, how, models, differences, _best(task, models))
+    rows = {key for split in splits for key in zip(split.test.ids, split.test.sequences, strict=True)}
+    return Comparison(len(rows), how, models, differences, _best(task, models))
 
 
 @dataclasses.dataclass(frozen=True)
