@@ -123,14 +123,16 @@ def test_rows_with_a_copy_in_train_are_left_out():
     assert every.verdict.outcome == "unknown" and every.to_json()["tests"]["deduplicated"] is None
 
 
-@pytest.mark.parametrize(("splits", "seeds", "rows"), [(8, 3, 60), (1, 12, 40), (10, 1, 400)])
-def test_spread_over_splits_seeds_and_rows(splits, seeds, rows):
+@pytest.mark.parametrize(
+    ("splits", "seeds", "rows", "of_split", "of_seed"),
+    [(8, 3, 60, 0.08, 0.06), (1, 12, 40, 0, 0.06), (10, 1, 100, 0.08, 0), (5, 1, 50, 0, 0), (6, 4, 50, 0, 0.1)],
+)
+def test_spread_over_splits_seeds_and_rows(splits, seeds, rows, of_split, of_seed):
     """Accuracies with known variance components: the bootstrap's spread is that of experiments done anew.
 
     A split has its own rate, a seed its own, a row is right with their sum. Rows are new in each split.
     """
     random = np.random.default_rng(1)
-    of_split, of_seed = 0.08 * (splits > 1), 0.06 * (seeds > 1)
 
     def experiment():
         runs = []
@@ -141,11 +143,13 @@ def test_spread_over_splits_seeds_and_rows(splits, seeds, rows):
                 runs.append(run(np.ones(rows, dtype=int), two_columns(right.astype(float)), split, seed, split * rows))
         return runs
 
-    found = [compare(BINARY, experiment(), {}) for _ in range(12)]
-    spreads = [(one.models[MODEL]["accuracy"].high - one.models[MODEL]["accuracy"].low) / 3.92 for one in found]
+    found = [compare(BINARY, experiment(), {}).models[MODEL]["accuracy"] for _ in range(12)]
+    variances = [((one.high - one.low) / 3.92) ** 2 for one in found]
     # all seeds of a split see the same rows: more seeds do not make the rows more
-    variance = of_split**2 / splits + of_seed**2 / (splits * seeds) + 0.21 / (splits * rows)
-    assert np.mean(spreads) == pytest.approx(np.sqrt(variance), rel=0.15)
+    expected = of_split**2 / splits + of_seed**2 / (splits * seeds) + 0.21 / (splits * rows)
+    # where there is no effect, half of its estimates are above 0 and the others cannot be below
+    widest = 1.15 if of_split or splits == 1 else 1.3
+    assert 0.85 < np.sqrt(np.mean(variances) / expected) < widest
 
 
 def test_a_row_of_several_splits_is_drawn_once():
