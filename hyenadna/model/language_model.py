@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyenadna.errors import InputError, SequenceTooLong
+from hyenadna.errors import InputError, SequenceTooLong, UsageError
 from hyenadna.kernels.mlp import gelu, mlp
 from hyenadna.kernels.working_set import Workspace, rows_at_once
 from hyenadna.model.config import HyenaConfig
@@ -94,16 +94,18 @@ class Backbone(nn.Module):
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.checkpoint_activations = False
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Hidden states of tokens, in the dtype of the final norm."""
+    def forward(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
+        """Hidden states of tokens, in the dtype of the final norm; with fewer than all blocks, those without it."""
         x = self.dropout(self.embeddings["word_embeddings"](tokens))
         x = x.double() if x.dtype == torch.float64 else x.float()
         workspace = None if torch.is_grad_enabled() else Workspace()
-        for layer in self.layers:
+        for layer in self.layers[:blocks]:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(layer, x, use_reentrant=False))
             else:
                 x = layer(x, workspace)
+        if blocks is not None and blocks < len(self.layers):
+            return cast(Tensor, x)
         return _normed(self.ln_f, x)
 
 
@@ -150,20 +152,48 @@ class HyenaDNA(nn.Module):
         SequenceTooLong                 L is larger than config.filter_length
         InputError                      not a batch of sequences, or one without tokens
         """
-        if tokens.dim() != 2 or tokens.numel() == 0:
-            raise InputError(
-                f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L), neither of them 0"
-            )
-        if tokens.shape[1] > self.config.filter_length:
-            raise SequenceTooLong(
-                f"the sequence has {tokens.shape[1]:,} tokens; this model takes up to {self.config.filter_length:,}: "
-                "cut it into windows, or take a model with a longer context"
-            )
+        self._check(tokens)
         hidden = self.backbone(tokens.long())
         head = self.embedding.weight if self.config.tie_head else self.lm_head.weight
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(head.dtype), head)
         return Output(logits.double() if logits.dtype == torch.float64 else logits.float(), hidden)
+
+    def hidden_states(self, tokens: Tensor, layer: int = -1) -> Tensor:
+        """The hidden states after some block, (B, L, D); no later block and no logits are computed.
+
+        Parameters
+        ----------
+        tokens : Tensor (B, L)
+            As `forward` takes them.
+        layer : int
+            As `block_of` reads it.
+
+        Raises
+        ------
+        SequenceTooLong, InputError     as `forward`
+        UsageError                      there is no such layer
+        """
+        self._check(tokens)
+        return cast(Tensor, self.backbone(tokens.long(), self.block_of(layer)))
+
+    def block_of(self, layer: int) -> int:
+        """How many blocks lie before the hidden states of a layer.
+
+        0 is the embedding, k what the k-th block gives, and n_layer the last block's after the final norm, which is
+        what the head sees; negative numbers count from the end, so that -1 is that one.
+
+        Raises
+        ------
+        UsageError                      there is no such layer
+        """
+        n_layer = self.config.n_layer
+        if not -n_layer - 1 <= layer <= n_layer:
+            raise UsageError(
+                f"layer is {layer}; this model of {n_layer} blocks has 0 (the embedding) to {n_layer} (the last block, "
+                f"after the final norm), or {-n_layer - 1} to -1 counted from the end"
+            )
+        return layer % (n_layer + 1)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -187,6 +217,17 @@ class HyenaDNA(nn.Module):
         from hyenadna.model.checkpoint import save  # checkpoint builds on this module
 
         save(self, folder, **options)
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise InputError(
+                f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L), neither of them 0"
+            )
+        if tokens.shape[1] > self.config.filter_length:
+            raise SequenceTooLong(
+                f"the sequence has {tokens.shape[1]:,} tokens; this model takes up to {self.config.filter_length:,}: "
+                "cut it into windows, or take a model with a longer context"
+            )
 
     def _initialize(self) -> None:
         """Draw the weights as Nguyen et al. 2023 do.
