@@ -11,7 +11,6 @@ from hyenadna.errors import UsageError
 
 if TYPE_CHECKING:
     from hyenadna.inference.embed import Embedded, Embedder
-    from hyenadna.model.language_model import HyenaDNA
 
 Pool = Literal["mean", "max", "last", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

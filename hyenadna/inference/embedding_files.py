@@ -112,7 +112,7 @@ class _Hdf5:
         try:
             self.earlier = h5py.File(self.path, "r", libver="latest", swmr=True)
             self.there, names = int(self.earlier.attrs["sequences"]), set(self.earlier.attrs) - set(_OWN)
-            known = {name: self.earlier.attrs[name] for name in names}
+            known = {name: np.asarray(self.earlier.attrs[name]).item() for name in names}
         except (OSError, KeyError) as error:
             raise UsageError(
                 f"-o {self.path} exists and is no file of hyena embed; give another name, or --overwrite to replace it"

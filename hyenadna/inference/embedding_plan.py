@@ -51,8 +51,8 @@ def embedding_plan(
         "memory_bytes": memory,
     }
     text = (
-        f"{sequences:,} sequences, {bases:,} bases, the longest {longest:,}; {rows:,} rows of {embedder.width} numbers, "
-        f"{quantity(plan['output_bytes'])}B. At {quantity(rate)}nt/s: {duration(bases / rate)}, "
+        f"{sequences:,} sequences, {bases:,} bases, the longest {longest:,}; {rows:,} rows of {embedder.width} "
+        f"numbers, {quantity(plan['output_bytes'])}B. At {quantity(rate)}nt/s: {duration(bases / rate)}, "
         f"and {quantity(memory)}B of memory so far. Nothing was written"
     )
     return plan | {"text": text}
