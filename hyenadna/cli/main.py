@@ -23,6 +23,7 @@ from hyenadna.progress import notice, set_quiet
 VERBS = {
     "pretrain": "hyenadna.cli.pretrain:pretrain",
     "evaluate": "hyenadna.cli.evaluate:evaluate",
+    "finetune": "hyenadna.cli.finetune:finetune",
     "convert": "hyenadna.cli.convert:convert",
     "info": "hyenadna.cli.info:info",
     "estimate": "hyenadna.cli.estimate:estimate",
