@@ -94,7 +94,7 @@ class Trainer:
         self.steps = config.epochs * math.ceil(len(train) / config.batch_size)
         self.optimizer = _adamw(model.learnt(), config)
         self.state = State(0, 0, self._learnt(), self.optimizer.state_dict(), None, 0, self._learnt())
-        self._features: dict[str, list[Tensor]] | None = None
+        self._features: dict[str, Tensor] | None = None
 
     @property
     def done(self) -> bool:
@@ -232,8 +232,7 @@ class Trainer:
             tokens, lengths, targets = self.train.batch(rows, flipped, self.device)
             with self._autocast():
                 return self.model(tokens, lengths), targets
-        strands = self._feature_table()["train"]
-        kept = torch.stack([strands[int(turn)][row] for row, turn in zip(rows, flipped, strict=True)])
+        kept = self._feature_table()["train"][flipped.astype(np.int64), rows]
         return self.model.read(kept), torch.from_numpy(self.train.targets[rows]).to(self.device)
 
     def _valid_predictions(self) -> NDArray[np.float64]:
@@ -258,14 +257,14 @@ class Trainer:
         """Whether what the frozen model says of a sequence is one vector that no training changes."""
         return self.config.method == "head" and self.config.pool != "attention" and self.model.task.kind != "nucleotide"
 
-    def _feature_table(self) -> dict[str, list[Tensor]]:
-        """Features (n, F) of the training and validation rows, and of their other strands if those are shown."""
+    def _feature_table(self) -> dict[str, Tensor]:
+        """Features (strands, n, F) of the training and validation rows; two strands if both are shown."""
         if self._features is None:
             strands = (False, True) if self.config.reverse_complement else (False,)
             was_training = self.model.training
             self.model.eval()
             self._features = {
-                name: [self._features_of(part.tokens, flipped) for flipped in strands]
+                name: torch.stack([self._features_of(part.tokens, flipped) for flipped in strands])
                 for name, part in (("train", self.train), ("valid", self.valid))
             }
             self.model.train(was_training)
