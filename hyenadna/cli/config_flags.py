@@ -126,11 +126,15 @@ def _flag(field: "dataclasses.Field[Any]", text: str) -> inspect.Parameter:
     else:
         names = [f"--{flag}/--no-{flag}" if kind is bool or bool in get_args(kind) else f"--{flag}"]
         option = typer.Option(*names, *_SHORT.get(field.name, ()), metavar="VALUE..." if many else None, **said)
+    if many:
+        element = get_args(kind)[0]
+        # typer takes no list of choices; `parse` refuses what is none of them
+        kind = list[str if get_origin(element) is typing.Literal else element] | None  # type: ignore[misc]
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=field.default or None if many else field.default,
-        annotation=typing.Annotated[list[get_args(kind)[0]] | None if many else kind, option],  # type: ignore[misc]
+        annotation=typing.Annotated[kind, option],
     )
 
 

@@ -120,7 +120,7 @@ class Plan:
             torch.manual_seed(seed)
             base = HyenaDNA(self.base.config)
         else:
-            base = copy.deepcopy(self.base)
+            base = self.base if self.config.adaptation.frozen else copy.deepcopy(self.base)
         model = SequenceModel(base, task, self.config.adaptation, seed=seed)
         return model.to(torch_device(self.config.device))
 

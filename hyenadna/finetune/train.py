@@ -30,7 +30,9 @@ CLIP = 1.0
 """Largest norm of the gradient."""
 _WARMUP_SHARE, _FINAL_SHARE = 0.1, 0.02
 """Of the steps, over which the learning rate rises; of the highest rate, at which the cosine ends."""
-_HEAD, _FILTER = "head.", "implicit_filter"
+_READ_OUT, _FILTER = ("head.", "pool."), "implicit_filter"
+_STANDARDISE_ON = 65_536
+"""Bases from whose features the head learns their mean and deviation."""
 _FILTER_LR = 1e-3
 """Highest learning rate of the networks that generate the filters, whose sines jump at higher ones."""
 
@@ -92,9 +94,10 @@ class Trainer:
         self.seed, self.batch_tokens = seed, batch_tokens
         self.device = next(model.parameters()).device
         self.steps = config.epochs * math.ceil(len(train) / config.batch_size)
+        self._features: dict[str, Tensor] | None = None
+        self._prepare()
         self.optimizer = _adamw(model.learnt(), config)
         self.state = State(0, 0, self._learnt(), self.optimizer.state_dict(), None, 0, self._learnt())
-        self._features: dict[str, Tensor] | None = None
 
     @property
     def done(self) -> bool:
@@ -169,7 +172,7 @@ class Trainer:
         bases = sum(int(lengths[rows].sum()) for rows, _ in chosen[1:])
         strands = 2 if config.reverse_complement else 1
         valid = strands * int(self.valid.lengths.sum())
-        if self._reuses_features:
+        if self.model.fixed_features:
             some = [self.train.tokens[row] for rows, _ in chosen for row in rows]
             start = time.monotonic()
             features = self._features_of(some, flipped=False)
@@ -228,7 +231,7 @@ class Trainer:
         return loss
 
     def _outputs(self, rows: NDArray[np.int64], flipped: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        if not self._reuses_features:
+        if not self.model.fixed_features:
             tokens, lengths, targets = self.train.batch(rows, flipped, self.device)
             with self._autocast():
                 return self.model(tokens, lengths), targets
@@ -236,7 +239,7 @@ class Trainer:
         return self.model.read(kept), torch.from_numpy(self.train.targets[rows]).to(self.device)
 
     def _valid_predictions(self) -> NDArray[np.float64]:
-        if not self._reuses_features:
+        if not self.model.fixed_features:
             with self._autocast():
                 return apply(
                     self.model,
@@ -252,34 +255,45 @@ class Trainer:
             ]
         return np.mean(strands, axis=0)
 
-    @property
-    def _reuses_features(self) -> bool:
-        """Whether what the frozen model says of a sequence is one vector that no training changes."""
-        return self.config.method == "head" and self.config.pool != "attention" and self.model.task.kind != "nucleotide"
+    def _prepare(self) -> None:
+        """Fit to the training rows what is not learnt by gradients; the same each time, so that no state keeps it."""
+        model, lengths = self.model, self.train.lengths
+        rows = np.random.default_rng(self.seed).permutation(len(lengths))
+        if model.prompt is not None and self.config.prompt_init == "sequence":
+            model.initialise_from(torch.from_numpy(self.train.tokens[rows[0]]))
+        if model.head is not None and len(lengths) > 1:
+            enough = max(2, int(np.searchsorted(lengths[rows].cumsum(), _STANDARDISE_ON)))
+            model.head.standardise(self._features_of([self.train.tokens[row] for row in rows[:enough]], flipped=False))
 
     def _feature_table(self) -> dict[str, Tensor]:
         """Features (strands, n, F) of the training and validation rows; two strands if both are shown."""
         if self._features is None:
             strands = (False, True) if self.config.reverse_complement else (False,)
-            was_training = self.model.training
-            self.model.eval()
             self._features = {
                 name: torch.stack([self._features_of(part.tokens, flipped) for flipped in strands])
                 for name, part in (("train", self.train), ("valid", self.valid))
             }
-            self.model.train(was_training)
         return self._features
 
     def _features_of(self, sequences: Sequence[NDArray[np.uint8]], flipped: bool) -> Tensor:
+        """Of each sequence (n, D), in the order given; of nucleotides those of all bases, in any order."""
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         order, found = batches(lengths, self.batch_tokens), []
+        was_training = self.model.training
+        self.model.eval()
         for rows in order:
             chosen = [reverse_complement_tokens(sequences[row]) if flipped else sequences[row] for row in rows]
-            tokens, sizes = padded(chosen)
+            tokens, sizes = (tensor.to(self.device) for tensor in padded(chosen))
             # no inference mode: the head's backward pass takes these tensors
             with torch.no_grad(), self._autocast():
-                found.append(self.model.features(tokens.to(self.device), sizes.to(self.device)).float())
+                features = self.model.features(tokens, sizes).float()
+            if features.dim() == 3:
+                features = features[torch.arange(tokens.shape[1], device=self.device) < sizes[:, None]]
+            found.append(features)
+        self.model.train(was_training)
         features = torch.cat(found)
+        if len(features) != len(sequences):
+            return features
         back = np.empty(len(sequences), dtype=np.int64)
         back[np.concatenate(order)] = np.arange(len(sequences))
         return features[torch.from_numpy(back).to(self.device)]
@@ -303,7 +317,7 @@ def _adamw(learnt: dict[str, nn.Parameter], config: FinetuneConfig) -> torch.opt
     for name, parameter in learnt.items():
         if _FILTER in name:
             rate, decay = min(config.lr, _FILTER_LR), 0.0
-        elif name.startswith(_HEAD):
+        elif name.startswith(_READ_OUT):
             rate, decay = config.head_lr, config.weight_decay
         else:
             rate, decay = config.lr, 0.0 if config.method == "soft-prompt" else config.weight_decay
