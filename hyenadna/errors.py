@@ -47,6 +47,10 @@ class HubError(HyenaError):
     """A model could not be fetched from the hub."""
 
 
+class DownloadError(HyenaError):
+    """A data set could not be fetched."""
+
+
 class RunFolderError(UsageError):
     """A run folder is in use, or belongs to another configuration."""
 

@@ -60,7 +60,9 @@ def test_bed_round_trip(tmp_path_factory, rows, end, gzipped):
     path = tmp_path_factory.mktemp("bed") / "a.bed"
     data = end.join(lines).encode()
     path.write_bytes(gzip.compress(data) if gzipped else data)
-    expected = [Region(Interval(contig, start, start + n), name) for contig, start, n, name in rows]
+    expected = [
+        Region(Interval(contig, start, start + n), name, "+" if name else "") for contig, start, n, name in rows
+    ]
     assert read_bed(path, LENGTHS) == expected
 
 

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
 _COMMON = b"ACGTUNacgtun"
 _ALLOWED = (IUPAC + IUPAC.lower()).encode()
-_FOREIGN = {
+FOREIGN = {
     b"@": "a FASTQ file",
     b"##fileformat=VCF": "a VCF file",
     b"LOCUS ": "a GenBank file",
@@ -32,6 +32,7 @@ _FOREIGN = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it or use bgzip",
     b"PK\x03\x04": "a ZIP archive; unpack it",
 }
+"""First bytes of files that people take for sequences."""
 
 
 class Record(NamedTuple):
@@ -41,6 +42,8 @@ class Record(NamedTuple):
     """The first word of the header."""
     sequence: NDArray[np.uint8]
     """uint8 (L,): ASCII bytes as they stand in the file, case kept, line ends removed."""
+    description: str = ""
+    """The header behind the name, its words separated by one blank."""
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -59,19 +62,37 @@ def read_records(path: Path) -> Iterator[Record]:
         The file cannot be read, is empty, truncated, or does not begin with '>'; a record has no name, the name of an
         earlier one, no sequence, or a character that is no IUPAC nucleotide code.
     """
-    path = Path(path)
-    parser = _Parser(path)
-    with open_stream(path) as stream:
-        while chunk := stream.read(_CHUNK):
-            yield from parser.feed(chunk)
+    with open_stream(Path(path)) as stream:
+        yield from parse_records(stream, str(path))
+
+
+def parse_records(stream: IO[bytes], source: str, *, unique: bool = True) -> Iterator[Record]:
+    """The records of a FASTA file that is open and decompressed.
+
+    Parameters
+    ----------
+    stream : binary file
+    source : str
+        What messages call the file.
+    unique : bool
+        Refuse a name that an earlier record has, which takes memory for every name.
+
+    Raises
+    ------
+    FastaError              as `read_records`
+    """
+    parser = _Parser(source, unique)
+    while chunk := stream.read(_CHUNK):
+        yield from parser.feed(chunk)
     yield from parser.close()
 
 
 class _Parser:
     """Turns chunks of a FASTA file, cut anywhere, into records."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name, self.names = path, "", set[str]()
+    def __init__(self, path: str, unique: bool) -> None:
+        self.path, self.unique, self.name, self.description = path, unique, "", ""
+        self.names, self.count = set[str](), 0
         self.sequence, self.strange = bytearray(), 0
         self.header: bytearray | None = None
         self.started = False
@@ -119,12 +140,12 @@ class _Parser:
                 f"{self.path}: more than half of the record {self.name!r} are ambiguity codes; "
                 "is this protein? Sequences must be DNA or RNA"
             )
-        yield Record(self.name, np.frombuffer(self.sequence, dtype=np.uint8))
+        yield Record(self.name, np.frombuffer(self.sequence, dtype=np.uint8), self.description)
         self.sequence, self.strange = bytearray(), 0
 
     def _check_beginning(self, chunk: bytes) -> None:
         if chunk and not chunk.startswith(b">"):
-            looks = next((text for magic, text in _FOREIGN.items() if chunk.startswith(magic)), "")
+            looks = next((text for magic, text in FOREIGN.items() if chunk.startswith(magic)), "")
             raise FastaError(
                 f"{self.path} does not begin with '>' but with {repr(chunk[:12])[1:]}"
                 + (f" (it looks like {looks})" if looks else "")
@@ -143,13 +164,16 @@ class _Parser:
         words = self.header.decode("utf-8", "replace").split()
         if not words or not words[0].isprintable():
             raise FastaError(
-                f"{self.path}: the header {bytes(self.header[:40])!r} after record {len(self.names)} has no name; "
+                f"{self.path}: the header {bytes(self.header[:40])!r} after record {self.count} has no name; "
                 "a header is '>', a name without spaces, and any text"
             )
-        self.name, self.header, self.at_line_start = words[0], None, True
-        if self.name in self.names:
+        self.name, self.description = words[0], " ".join(words[1:])
+        self.header, self.at_line_start = None, True
+        self.count += 1
+        if self.unique and self.name in self.names:
             raise FastaError(f"{self.path} has two records named {self.name!r}; names must differ: rename one")
-        self.names.add(self.name)
+        if self.unique:
+            self.names.add(self.name)
 
     def _extend(self, text: bytes) -> None:
         bases = text.translate(None, b"\r\n")

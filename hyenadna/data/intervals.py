@@ -41,6 +41,8 @@ class Region(NamedTuple):
     interval: Interval
     name: str
     """The fourth column, '' where the file has none."""
+    strand: str = ""
+    """The sixth column, '' where the file has none."""
 
 
 class Contigs(NamedTuple):
@@ -91,15 +93,20 @@ def read_bed(path: Path, lengths: Mapping[str, int]) -> list[Region]:
     IntervalError
         The file cannot be read, is no BED, has no region, or a region is empty, on no contig or off its end.
     """
-    regions = []
-    for number, line in _lines(Path(path)):
+    return list(parse_bed(_lines(Path(path)), str(path), lengths))
+
+
+def parse_bed(lines: Iterable[tuple[int, str]], source: str, lengths: Mapping[str, int]) -> Iterator[Region]:
+    """The regions of the numbered lines of a BED file, one after another; the rest is as in `read_bed`."""
+    empty = True
+    for number, line in lines:
         columns = line.split("\t") if "\t" in line else line.split()
         if not columns or line.startswith(("#", "track", "browser")):
             continue
-        regions.append(_region(columns, f"{path}:{number}", lengths))
-    if not regions:
-        raise IntervalError(f"{path} holds no region; a BED line is contig, start and end, separated by tabs")
-    return regions
+        empty = False
+        yield _region(columns, f"{source}:{number}", lengths)
+    if empty:
+        raise IntervalError(f"{source} holds no region; a BED line is contig, start and end, separated by tabs")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -133,7 +140,7 @@ def _region(columns: list[str], place: str, lengths: Mapping[str, int]) -> Regio
         raise IntervalError(
             f"{place} ends at {end}, past the {lengths[contig]} bases of {contig}: is the BED on another assembly?"
         )
-    return Region(Interval(contig, start, end), columns[3] if len(columns) > 3 else "")
+    return Region(Interval(contig, start, end), *(columns[at] if len(columns) > at else "" for at in (3, 5)))
 
 
 def check_contig(contig: str, lengths: Mapping[str, int]) -> None:

@@ -179,7 +179,7 @@ def bed_split(regions: Iterable[Region], pack: Pack) -> Split:
     IntervalError           another name, regions of different parts that overlap, or a part without regions
     """
     parts: dict[Part, list[Interval]] = {"train": [], "valid": [], "test": []}
-    for interval, name in regions:
+    for interval, name, _ in regions:
         match name:
             case "train" | "valid" | "test":
                 parts[name].append(interval)
