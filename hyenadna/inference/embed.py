@@ -21,7 +21,7 @@ from hyenadna.errors import InputError, NotFiniteError, UsageError
 from hyenadna.inference.embedding_files import EmbeddingFile
 from hyenadna.inference.long_windows import LongWindow, long_windows
 from hyenadna.inference.ragged import batches, padded
-from hyenadna.inference.sequence_chunks import chunks
+from hyenadna.inference.sequence_chunks import bases_between_writes, chunks
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.progress import progress
 
@@ -147,8 +147,7 @@ class Embedder:
     @property
     def chunk(self) -> dict[str, int]:
         """Bases and sequences that are embedded between two writes: seconds of work, 64 MB of results."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        bases = max(4 * self.batch_tokens, min(1 << 20, (1 << 38) // parameters))
+        bases = bases_between_writes(self.model, self.batch_tokens)
         rows = max(1, (1 << 24) // self.width)
         return {"bases": min(bases, rows * (self.config.bins or 1)) if self.config.ragged else bases, "rows": rows}
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import InputError
@@ -91,6 +92,12 @@ def chunks(
         yield Chunk(first, pairs, n_token)
     elif not first:
         raise InputError("the input holds no sequences; is it the right file?")
+
+
+def bases_between_writes(model: nn.Module, batch_tokens: int) -> int:
+    """Bases of a chunk: some seconds of a model's work on two CPUs, and at least a few batches."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return max(4 * batch_tokens, min(1 << 20, (1 << 38) // parameters))
 
 
 def origin(source: str, fasta: Path | None = None) -> dict[str, str | int]:

@@ -8,6 +8,7 @@ more.
 
 Cost for one (B, D, L) input: three real transforms of length n forward (u, h and the inverse), three more backward (the
 gradient, and the inverses for u and h; the batch is summed in the frequency domain, so h costs one inverse and not B).
+Gradients that nobody asked for are not computed: with frozen filters it is two backward.
 Channels are transformed a group at a time. If they are large, the forward pass saves its inputs only, and backward
 transforms them again: three more.
 float32 and float64; half-precision inputs are transformed in float32.
@@ -91,8 +92,10 @@ class _FFTConv(torch.autograd.Function):
             raise UsageError("fft_conv has no second derivative (create_graph=True); fft_conv_reference has")
         v, h, skip, pre_gate, post_gate, *kept = ctx.saved_tensors
         (B, _, L), n = v.shape, good_size(2 * v.shape[-1] - 1)
-        grad_v, grad_h, grad_skip = torch.empty_like(v), torch.empty_like(h), torch.empty_like(skip)
-        grad_pre, grad_post = (None if gate is None else torch.empty_like(gate) for gate in (pre_gate, post_gate))
+        grad_v, grad_h, grad_skip, grad_pre, grad_post = (
+            torch.empty_like(x) if needed else None
+            for x, needed in zip((v, h, skip, pre_gate, post_gate), ctx.needs_input_grad, strict=True)
+        )
         groups = _groups(v, n)
         zeros, grad_zeros = h.new_zeros(2, B, groups[0].stop, n)
         for i, c in enumerate(groups):
@@ -102,15 +105,16 @@ class _FFTConv(torch.autograd.Function):
                 torch.mul(grad[:, c], y, out=grad_post[:, c])
             grad_padded = _padded(grad_zeros, grad[:, c], _of(post_gate, c))
             g, g_spectrum = grad_padded[..., :L], torch.fft.rfft(grad_padded)
-            grad_skip[c] = (g * padded[..., :L]).sum((0, 2))
+            if grad_skip is not None:
+                grad_skip[c] = (g * padded[..., :L]).sum((0, 2))
             # correlation is convolution with the conjugate spectrum
-            grad_h[c] = torch.fft.irfft((g_spectrum * u_spectrum.conj()).sum(0), n=n)[..., :L]
+            if grad_h is not None:
+                grad_h[c] = torch.fft.irfft((g_spectrum * u_spectrum.conj()).sum(0), n=n)[..., :L]
             grad_u = torch.fft.irfft(g_spectrum.mul_(h_spectrum.conj()), n=n)[..., :L]
             grad_u.addcmul_(g, skip[c, None])
-            if pre_gate is None or grad_pre is None:
-                grad_v[:, c] = grad_u
-            else:
-                torch.mul(grad_u, pre_gate[:, c], out=grad_v[:, c])
+            if grad_v is not None:
+                torch.mul(grad_u, 1 if pre_gate is None else pre_gate[:, c], out=grad_v[:, c])
+            if grad_pre is not None:
                 torch.mul(grad_u, v[:, c], out=grad_pre[:, c])
         return grad_v, grad_h, grad_skip, grad_pre, grad_post
 

@@ -76,18 +76,22 @@ class _Mlp(torch.autograd.Function):
         x, weight1, bias1, weight2, *kept = ctx.saved_tensors
         size, grad_x = rows_at_once(x.device), torch.empty_like(x)
         # blocks of a half-precision product are summed in float32
-        total = torch.promote_types(x.dtype, torch.float32)
-        grad_weight1, grad_bias1, grad_weight2 = (torch.zeros_like(w, dtype=total) for w in (weight1, bias1, weight2))
+        total, needed = torch.promote_types(x.dtype, torch.float32), ctx.needs_input_grad
+        grad_weight1, grad_bias1, grad_weight2 = (
+            torch.zeros_like(w, dtype=total) if needed[i] else None for i, w in enumerate((weight1, bias1, weight2), 1)
+        )
         for i, (rows, g, out) in enumerate(zip(x.split(size), grad.split(size), grad_x.split(size), strict=True)):
             p = kept[i] if kept else torch.addmm(bias1, rows, weight1.T)
             a, grad_p = _gelu_and_gradient(p, g @ weight2)
-            if any(ctx.needs_input_grad[1:]):
+            if grad_weight2 is not None:
                 grad_weight2 += g.T @ a
+            if grad_weight1 is not None:
                 grad_weight1 += grad_p.T @ rows
+            if grad_bias1 is not None:
                 grad_bias1 += grad_p.sum(0)
             torch.mm(grad_p, weight1, out=out)
-        weights = (w.to(x.dtype) for w in (grad_weight1, grad_bias1, grad_weight2))
-        return grad_x, *weights, grad.sum(0)
+        weights = (None if w is None else w.to(x.dtype) for w in (grad_weight1, grad_bias1, grad_weight2))
+        return grad_x, *weights, grad.sum(0) if needed[4] else None
 
 
 def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:

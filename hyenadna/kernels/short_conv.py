@@ -25,6 +25,9 @@ from hyenadna.kernels.working_set import channels_at_once
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
+Gradients = tuple[Tensor, Tensor | None, Tensor | None]
+"""For the projection; for weight and bias if either is asked for."""
+
 
 def gated_short_conv_reference(projected: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The same as `gated_short_conv` by torch's grouped convolution."""
@@ -46,14 +49,15 @@ def _short_conv(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
 
 
 def _short_conv_backward(
-    x: Tensor, weight: Tensor, grad: Tensor, grad_weight: Tensor, scratch: Tensor, out: Tensor
+    x: Tensor, weight: Tensor, grad: Tensor, grad_weight: Tensor | None, scratch: Tensor, out: Tensor
 ) -> None:
     """Into out the gradient for x, into grad_weight that for weight; grad and scratch are of weight's dtype."""
     L, M = x.shape[-1], weight.shape[-1]
-    x = x.to(weight.dtype)
-    for back in range(min(M, L)):
-        product = torch.mul(grad[..., back:], x[..., : L - back], out=scratch[..., back:])
-        grad_weight[:, M - 1 - back] = product.sum((0, 2))
+    if grad_weight is not None:
+        x = x.to(weight.dtype)
+        for back in range(min(M, L)):
+            product = torch.mul(grad[..., back:], x[..., : L - back], out=scratch[..., back:])
+            grad_weight[:, M - 1 - back] = product.sum((0, 2))
     grad_x = torch.mul(grad, weight[:, -1:], out=out if out.dtype == weight.dtype else scratch)
     for back in range(1, min(M, L)):
         grad_x[..., : L - back].addcmul_(grad[..., back:], weight[:, M - 1 - back, None])
@@ -86,13 +90,13 @@ def _forward(projected: Tensor, weight: Tensor, bias: Tensor, u: Tensor, gate: T
 
 
 def _backward(
-    projected: Tensor, weight: Tensor, bias: Tensor, grad_u: Tensor, grad_gate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    projected: Tensor, weight: Tensor, bias: Tensor, grad_u: Tensor, grad_gate: Tensor, of_weights: bool
+) -> Gradients:
     _, B, _, L = projected.shape
     groups = _groups(projected)
     scratch = _rows_like(weight, 3, B, groups[0].stop, L)
     grad_projected = torch.empty_like(projected)
-    grad_weight, grad_bias = torch.zeros_like(weight), torch.empty_like(bias)
+    grad_weight, grad_bias = (torch.zeros_like(weight), torch.empty_like(bias)) if of_weights else (None, None)
     for channels in groups:
         x, w, b = projected[:, :, channels], weight[:, channels], bias[:, channels]
         s1, s2, product = scratch[:, :, : x.shape[2]]
@@ -100,13 +104,15 @@ def _backward(
         _short_conv(x[2], w[2], b[2], s2)
         grads = grad_gate[:, channels].to(w.dtype), s2.mul_(grad_u[:, channels]), s1.mul_(grad_u[:, channels])
         for i, grad in enumerate(grads):
-            _short_conv_backward(x[i], w[i], grad, grad_weight[i, channels], product, grad_projected[i][:, channels])
-            grad_bias[i, channels] = grad.sum((0, 2))
+            into = None if grad_weight is None else grad_weight[i, channels]
+            _short_conv_backward(x[i], w[i], grad, into, product, grad_projected[i][:, channels])
+            if grad_bias is not None:
+                grad_bias[i, channels] = grad.sum((0, 2))
     return grad_projected, grad_weight, grad_bias
 
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], Gradients]
 
 
 def _implementation(projected: Tensor) -> tuple[Forward, Backward]:
@@ -127,12 +133,12 @@ class _GatedShortConv(torch.autograd.Function):
         return u, gate
 
     @staticmethod
-    def backward(ctx: Any, grad_u: Tensor, grad_gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_u: Tensor, grad_gate: Tensor) -> Gradients:
         if torch.is_grad_enabled():  # what is returned has no history: its own derivative would be wrong
             raise UsageError(
                 "gated_short_conv has no second derivative (create_graph=True); gated_short_conv_reference has"
             )
-        grads: tuple[Tensor, Tensor, Tensor] = ctx.backward_of(*ctx.saved_tensors, grad_u, grad_gate)
+        grads: Gradients = ctx.backward_of(*ctx.saved_tensors, grad_u, grad_gate, any(ctx.needs_input_grad[1:]))
         return grads
 
 

@@ -138,9 +138,9 @@ def forward(projected: Tensor, weight: Tensor, bias: Tensor, u: Tensor, gate: Te
 
 
 def backward(
-    projected: Tensor, weight: Tensor, bias: Tensor, grad_u: Tensor, grad_gate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients for projected, weight and bias."""
+    projected: Tensor, weight: Tensor, bias: Tensor, grad_u: Tensor, grad_gate: Tensor, of_weights: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients for projected, weight and bias; the kernel makes the parts of the last two in any case."""
     _, _, D, L = projected.shape
     M = weight.shape[2]
     grad_u, grad_gate = (grad if grad.stride(2) == 1 else grad.contiguous() for grad in (grad_u, grad_gate))
@@ -155,6 +155,8 @@ def backward(
             *projected.stride()[1:], *grad_u.stride()[:2], *grad_gate.stride()[:2], *grad_projected.stride()[1:],
             M=M, BLOCK_D=block_d, BLOCK_L=block_l, num_warps=_WARPS, num_stages=3, enable_fp_fusion=True,
         )  # fmt: skip
+    if not of_weights:
+        return grad_projected, None, None
     sums = partial.sum(0)
     return grad_projected, sums[:, :M].transpose(1, 2).contiguous(), sums[:, M]
 

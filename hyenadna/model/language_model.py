@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyenadna.errors import InputError, SequenceTooLong, UsageError
+from hyenadna.errors import InputError, SequenceTooLong, ShapeError, UsageError
 from hyenadna.kernels.mlp import gelu, mlp
 from hyenadna.kernels.working_set import Workspace, rows_at_once
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
+from hyenadna.model.prefix import LayerState, Prefix
 from hyenadna.model.spectra import KeptSpectra
 
 
@@ -63,18 +64,26 @@ class Block(nn.Module):
         self.mlp = Mlp(config.d_model, config.d_inner)
         self.dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, workspace: Workspace | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(self, x: Tensor, workspace: Workspace | None = None, state: LayerState | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), behind the prefix whose state is given."""
         if not torch.is_grad_enabled():
-            return self._by_rows(x, workspace)
-        x = x + cast(Tensor, self.dropout(self.mixer(_normed(self.norm1, x))))
+            return self._by_rows(x, workspace, state)
+        x = x + cast(Tensor, self.dropout(self.mixer(_normed(self.norm1, x), state)))
         return x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
 
-    def _by_rows(self, x: Tensor, workspace: Workspace | None) -> Tensor:
+    def prefix(self, x: Tensor, L: int, goes_on: bool) -> tuple[Tensor, LayerState]:
+        """Of a row (1, n, D): the row after this block, or as it was where none follows, and its state for L tokens."""
+        mixed, state = self.mixer.prefix(_normed(self.norm1, x), L)
+        if goes_on:
+            x = x + cast(Tensor, self.dropout(self.mixer.out_proj(mixed.T)[None]))
+            x = x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
+        return x, state
+
+    def _by_rows(self, x: Tensor, workspace: Workspace | None, state: LayerState | None) -> Tensor:
         """The same without gradients, some positions at a time wherever positions do not depend on each other."""
         B, L, _ = x.shape
         rows, size = x.reshape(B * L, -1), rows_at_once(x.device)
-        mixed = self.mixer.mix((_normed(self.norm1, part) for part in rows.split(size)), B, L, workspace)
+        mixed = self.mixer.mix((_normed(self.norm1, part) for part in rows.split(size)), B, L, workspace, state)
         out = torch.empty_like(rows)
         for x_part, y_part, out_part in zip(rows.split(size), mixed.T.split(size), out.split(size), strict=True):
             stream = x_part + self.dropout(self.mixer.out_proj(y_part))
@@ -94,19 +103,34 @@ class Backbone(nn.Module):
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.checkpoint_activations = False
 
-    def forward(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
-        """Hidden states of tokens, in the dtype of the final norm; with fewer than all blocks, those without it."""
-        x = self.dropout(self.embeddings["word_embeddings"](tokens))
-        x = x.double() if x.dtype == torch.float64 else x.float()
+    def forward(self, tokens: Tensor, prefix: Prefix | None = None, *, blocks: int | None = None) -> Tensor:
+        """Hidden states of tokens, in the dtype of the final norm; those of a prefix are not among them.
+
+        With fewer than all blocks, those after so many, before any norm.
+        """
+        x = _stream(self.dropout(self.embeddings["word_embeddings"](tokens)))
         workspace = None if torch.is_grad_enabled() else Workspace()
-        for layer in self.layers[:blocks]:
+        states = (None,) * len(self.layers) if prefix is None else prefix.layers
+        for layer, state in zip(self.layers[:blocks], states[:blocks], strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, use_reentrant=False))
+                x = cast(Tensor, checkpoint(layer, x, None, state, use_reentrant=False))
             else:
-                x = layer(x, workspace)
+                x = layer(x, workspace, state)
         if blocks is not None and blocks < len(self.layers):
-            return cast(Tensor, x)
+            return x
         return _normed(self.ln_f, x)
+
+    def prefix(self, embeddings: Tensor, L: int) -> Prefix:
+        """What the embeddings (n, D) leave in every layer for sequences of up to L tokens that follow them."""
+        x, states = _stream(embeddings)[None], []
+        for number, layer in enumerate(self.layers, 1):
+            through, goes_on = cast(Block, layer).prefix, number < len(self.layers)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x, state = checkpoint(through, x, L, goes_on, use_reentrant=False)
+            else:
+                x, state = through(x, L, goes_on)
+            states.append(state)
+        return Prefix(tuple(states))
 
 
 class HyenaDNA(nn.Module):
@@ -136,12 +160,13 @@ class HyenaDNA(nn.Module):
             self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
         self._initialize()
 
-    def forward(self, tokens: Tensor) -> Output:
+    def forward(self, tokens: Tensor, *, prefix: Prefix | None = None) -> Output:
         """Logits and hidden states of a batch of right-padded sequences.
 
         Parameters
         ----------
         tokens : Tensor (B, L)          any integer dtype; ids of `hyenadna.data.tokenizer`
+        prefix : Prefix, optional       what stands before every sequence, or before each its own, from `prefix`
 
         Returns
         -------
@@ -149,12 +174,15 @@ class HyenaDNA(nn.Module):
 
         Raises
         ------
-        SequenceTooLong                 L is larger than config.filter_length
+        SequenceTooLong                 L is larger than config.filter_length, or than what the prefix was made for
         InputError                      not a batch of sequences, or one without tokens
+        ShapeError, a ValueError        the prefix is neither of one row nor of B
         """
         self._check(tokens)
-        hidden = self.backbone(tokens.long())
-        head = self.embedding.weight if self.config.tie_head else self.lm_head.weight
+        if prefix is not None:
+            prefix.check(*tokens.shape)
+        hidden = self.backbone(tokens.long(), prefix)
+        head = self.output_weight
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(head.dtype), head)
         return Output(logits.double() if logits.dtype == torch.float64 else logits.float(), hidden)
@@ -175,7 +203,7 @@ class HyenaDNA(nn.Module):
         UsageError                      there is no such layer
         """
         self._check(tokens)
-        return cast(Tensor, self.backbone(tokens.long(), self.block_of(layer)))
+        return cast(Tensor, self.backbone(tokens.long(), blocks=self.block_of(layer)))
 
     def block_of(self, layer: int) -> int:
         """How many blocks lie before the hidden states of a layer.
@@ -195,10 +223,47 @@ class HyenaDNA(nn.Module):
             )
         return layer % (n_layer + 1)
 
+    def prefix(self, embeddings: Tensor, L: int) -> Prefix | None:
+        """What embeddings leave to the sequences that they stand before; `hyenadna.model.prefix` says how.
+
+        Without gradients it is made once and serves any number of batches; with them it is made anew for each.
+
+        Parameters
+        ----------
+        embeddings : Tensor (n, D)      as the model embeds tokens: learnt, or `embedding(tokens)`
+        L : int                         tokens of the longest sequence that will follow, 1 or more
+
+        Returns
+        -------
+        Prefix, for `forward`; None if n is 0
+
+        Raises
+        ------
+        SequenceTooLong                 n + L is larger than config.filter_length
+        ShapeError, a ValueError        embeddings of another width, or L under 1
+        """
+        n, longest = len(embeddings), self.config.filter_length
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.config.d_model or L < 1:
+            raise ShapeError(
+                f"a prefix was asked for of embeddings {tuple(embeddings.shape)} before {L} tokens; "
+                f"it takes (n, {self.config.d_model}) before 1 token or more"
+            )
+        if n + L > longest:
+            raise SequenceTooLong(
+                f"a prefix of {n:,} before {L:,} tokens is {n + L:,}; this model takes up to {longest:,}: "
+                "shorten one of them, or take a model with a longer context"
+            )
+        return self.backbone.prefix(embeddings, L) if n else None
+
     @property
     def embedding(self) -> nn.Embedding:
         """The token embedding, (16, D)."""
         return cast(nn.Embedding, self.backbone.embeddings["word_embeddings"])
+
+    @property
+    def output_weight(self) -> Tensor:
+        """What turns hidden states into logits, (16, D): the embedding, or a head of its own."""
+        return self.embedding.weight if self.config.tie_head else self.lm_head.weight
 
     @property
     def device(self) -> torch.device:
@@ -242,6 +307,10 @@ class HyenaDNA(nn.Module):
                 nn.init.normal_(module.weight, std=std * scale)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def _stream(x: Tensor) -> Tensor:
+    return x.double() if x.dtype == torch.float64 else x.float()
 
 
 def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:

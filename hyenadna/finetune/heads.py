@@ -1,0 +1,94 @@
+"""Reading an answer from hidden states: pooling that knows the lengths, and the layers that answer."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyenadna.data.tokenizer import A, C, G, N, T
+from hyenadna.errors import InputError
+from hyenadna.finetune.adaptation import Pooling
+
+LABEL_TOKENS: dict[int, tuple[int, ...]] = {2: (A, N), 3: (A, G, N), 4: (A, C, G, N), 5: (A, C, G, T, N)}
+"""The tokens that stand for so many classes, in the order of the labels; two and three as in HyenaDNA's own code."""
+
+
+class Pool(nn.Module):
+    """The hidden states of a sequence as one vector, over its own positions alone: pads are never seen.
+
+    mean and max over the positions; last, the one that has seen the whole sequence; attention, the mean under weights
+    softmax(q . x / sqrt(D)) with a learnt query q, 0 at first, which is the mean.
+    """
+
+    def __init__(self, pooling: Pooling, d_model: int) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.query = nn.Parameter(torch.zeros(d_model)) if pooling == "attention" else None
+
+    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L, D), right-padded, and lengths (B,) -> (B, D)."""
+        if self.pooling == "last":
+            return last(hidden, lengths)
+        inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, L)
+        if self.pooling == "max":
+            return hidden.masked_fill(~inside[..., None], -math.inf).amax(1)
+        weights = inside / lengths[:, None]
+        if self.query is not None:
+            scores = hidden.to(self.query.dtype) @ self.query / math.sqrt(hidden.shape[2])
+            weights = scores.masked_fill(~inside, -math.inf).softmax(1)
+        return (weights[:, None].to(hidden.dtype) @ hidden)[:, 0]
+
+
+def last(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L, D) and lengths (B,) -> (B, D): the hidden state of each sequence's last token."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
+class LinearHead(nn.Module):
+    """Standardised features, dropout, one linear layer: (..., D) -> (..., K).
+
+    The weights begin at N(0, 0.02) and the biases at 0, so that all classes are alike at first. Features are taken as
+    they are until `standardise` is told of some.
+    """
+
+    center: Tensor
+    deviation: Tensor
+
+    def __init__(self, d_model: int, outputs: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(d_model))
+        self.register_buffer("deviation", torch.ones(d_model))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(d_model, outputs)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """From now on bring every feature to the mean 0 and the deviation 1 that it has in these, (n, D), n > 1.
+
+        Pooled hidden states of different sequences differ by little; a head on frozen ones learns much faster then.
+        """
+        self.center.copy_(features.mean(0))
+        self.deviation.copy_(features.std(0).clamp(min=1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., D) -> (..., K)."""
+        standard = (features.to(self.center.dtype) - self.center) / self.deviation
+        answer: Tensor = self.linear(self.dropout(standard))
+        return answer
+
+
+def label_tokens(kind: str, classes: int) -> tuple[int, ...]:
+    """The tokens whose logits answer.
+
+    Raises
+    ------
+    InputError              not a classification of sequences, or of more classes than there are nucleotides
+    """
+    if kind not in ("binary", "multiclass") or classes not in LABEL_TOKENS:
+        raise InputError(
+            f"label tokens can answer for 2 to {max(LABEL_TOKENS)} classes of sequences; this task is {kind} with "
+            f"{classes} outputs: take read_out head"
+        )
+    return LABEL_TOKENS[classes]
