@@ -1,5 +1,6 @@
 """Predictions as lines of text, TSV or JSON, that are continued where a run was killed."""
 
+import fcntl
 import json
 import os
 import sys
@@ -100,24 +101,35 @@ class PredictionFile:
     ) -> None:
         self.path, self.lines, self.about, self.written = path, lines, dict(about), 0
         self._file: IO[bytes] | None = None
-        self._reading = False
+        self._reading = path is not None
         if path is None:
-            sys.stdout.write(lines.header(self.about))
+            _to_stdout(lines.header(self.about))
             return
         if path.exists() and not overwrite:
             raise UsageError(f"-o {path} exists; give another name, or --overwrite to replace it")
         self.partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite or not self._has_beginning():
-                self.partial.write_text(lines.header(self.about), encoding="utf-8")
-            else:
-                self._check_header()
-            self._file = self.partial.open("r+b")
+            self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+            self._begin(self._file, overwrite)
         except OSError as error:
             raise self._full(error) from error
-        self._file.seek(len(self._header()))
-        self._reading = True
+
+    def _begin(self, file: IO[bytes], overwrite: bool) -> None:
+        """Take hold of the file, and stand behind its header."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{self.partial} is being written by another process; wait for it to end") from error
+        size = 1 if self.lines.as_json else 2
+        there = [file.readline() for _ in range(size)]
+        if not overwrite and there[-1].endswith(b"\n"):
+            self._check_header(b"".join(there).decode(errors="replace"))
+            return
+        file.seek(0)
+        file.truncate()
+        file.write(self.lines.header(self.about).encode())
+        file.flush()
 
     def __enter__(self) -> "PredictionFile":
         return self
@@ -164,8 +176,7 @@ class PredictionFile:
         """
         text = "".join(self.lines.line(name, values) for name, values in zip(ids, predictions, strict=True))
         if self._file is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            _to_stdout(text)
             return
         try:
             self._file.write(text.encode())
@@ -195,17 +206,8 @@ class PredictionFile:
         except OSError as error:
             raise self._full(error) from error
 
-    def _header(self) -> bytes:
-        """The header as it stands in the file."""
-        with self.partial.open("rb") as file:
-            return b"".join(file.readline() for _ in range(1 if self.lines.as_json else 2))
-
-    def _has_beginning(self) -> bool:
-        return self.partial.exists() and self._header().count(b"\n") == (1 if self.lines.as_json else 2)
-
-    def _check_header(self) -> None:
+    def _check_header(self, there: str) -> None:
         same = {name: value for name, value in self.about.items() if name != _COMMAND}
-        there = self._header().decode(errors="replace")
         if self.lines.as_json:
             try:
                 known = json.loads(there)
@@ -225,6 +227,16 @@ class PredictionFile:
             f"{self.partial} could not be written: {error.strerror or error}; what was predicted is kept. Free some "
             "space, then run the same command again to continue"
         )
+
+
+def _to_stdout(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WriteError(f"the predictions could not be written to stdout: {error.strerror or error}") from error
 
 
 def _without_command(header: str) -> tuple[str, str]:
