@@ -82,7 +82,7 @@ def replace_folder(new: Path, folder: Path) -> None:
     """Put the complete folder `new` in the place of `folder`, which is kept as `.NAME.old` until `new` stands there."""
     old = folder.with_name(f".{folder.name}.old")
     try:
-        for file in new.iterdir():
+        for file in new.rglob("*"):
             fsync(file)
         fsync(new)
         if folder.exists():

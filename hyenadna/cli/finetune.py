@@ -20,9 +20,11 @@ def finetune(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a model to labelled sequences, and measure it on a test part. Example: hyena finetune my.csv --method lora"""
-    from hyenadna.finetune import finetune as runs
+    from hyenadna.finetune import finetune as command
+    from hyenadna.finetune import plan
 
-    result = (
-        runs.dry_run(config, overwrite=overwrite) if dry_run else runs.finetune(config, overwrite=overwrite).result()
-    )
-    typer.echo(json.dumps(result, indent=2) if as_json else result["text"])
+    if dry_run:
+        result = plan.dry_run(config, overwrite=overwrite)
+    else:
+        result = command.finetune(config, overwrite=overwrite).result()
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else result["text"])

@@ -23,6 +23,8 @@ class Adaptation:
     UsageError              a value outside of what the field allows, or a method that would have nothing to learn
     """
 
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+
     method: Method = "full"
     """What is learnt: all weights; a head alone; low-rank updates of some weights (LoRA); or embeddings before the
     sequence (soft prompt). The last three leave the model's own weights as they are."""

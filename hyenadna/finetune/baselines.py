@@ -6,6 +6,7 @@ are drawn at random, and the note of the baseline says so.
 """
 
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -208,12 +209,12 @@ def _kmers(problem: Problem) -> tuple[NDArray[np.float64], str]:
         for k in (5,) if many else (4, 5, 6):
             for both in (False, True):
                 note = f"k = {k} on {'both strands' if both else 'one strand'}"
-                yield note, lambda sequences, k=k, both=both: _log_counts(sequences, k, both)
+                yield note, functools.partial(_log_counts, k=k, both_strands=both)
 
     return _linear(problem, features(), (1.0,) if many else _STRENGTHS)
 
 
-def _log_counts(sequences: Sequence[str], k: int, both_strands: bool) -> Matrix:
+def _log_counts(sequences: Sequence[str], *, k: int, both_strands: bool) -> Matrix:
     """log(1 + count) of each k-mer, rows scaled to length 1: what did best on valid of the GUE and promoter sets."""
     from sklearn.preprocessing import normalize
 
@@ -242,13 +243,13 @@ def _linear(
     for note, features in candidates:
         to_fit, to_check = features(fit), features(problem.check)
         for strength in strengths:
-            predictions = fit_linear(task, to_fit, problem.targets[rows], strength)(to_check)
-            tried.append((_goodness(problem, predictions), note, features, strength))
+            predict = fit_linear(task, to_fit, problem.targets[rows], strength)
+            tried.append((_goodness(problem, predict(to_check)), note, features, strength))
     _, note, features, strength = max(tried, key=lambda one: one[0])
     predict = fit_linear(task, features(problem.train), problem.targets, strength)
-    predictions = [predict(features(chunk)) for chunk in _chunks(problem.test)]
+    predictions = np.concatenate([predict(features(chunk)) for chunk in _chunks(problem.test)])
     chosen = f"C = {strength:g}" if len(strengths) > 1 else ""
-    return np.concatenate(predictions), ", ".join(part for part in (note, chosen) if part)
+    return predictions, ", ".join(part for part in (note, chosen) if part)
 
 
 def fit_linear(task: Task, features: Matrix, targets: NDArray[Any], strength: float) -> Predict:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hyenadna.data.tables import DataConfig
+from hyenadna.data.data_config import DataConfig
 from hyenadna.errors import UsageError
 from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.kinds import Kind

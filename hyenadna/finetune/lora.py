@@ -69,6 +69,15 @@ def updates(model: HyenaDNA) -> dict[str, LowRank]:
     }
 
 
+def base_state(model: HyenaDNA) -> dict[str, Tensor]:
+    """The weights of the base that a model was made of, by the base's own names."""
+    return {
+        name.replace(".parametrizations.weight.original", ".weight"): tensor
+        for name, tensor in model.state_dict().items()
+        if ".parametrizations.weight.0." not in name
+    }
+
+
 def merged(model: HyenaDNA) -> HyenaDNA:
     """A plain model, with weights of its own, into which the updates are written."""
     written: dict[int, nn.Module] = {}

@@ -5,7 +5,7 @@ weights of 1 the numbers are those of scikit-learn and scipy, ties included.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,13 @@ from hyenadna.errors import NotFiniteError, ShapeError
 from hyenadna.finetune.task import Task
 from hyenadna.inference.bootstrap import RESAMPLES, Estimate
 
-Metric = Literal["accuracy", "mcc", "f1", "auroc", "auprc", "pearson", "spearman", "rmse", "r2"]
 Scores = dict[str, NDArray[np.float64]]
 Score = Callable[[NDArray[np.float64]], Scores]
 """From weights of the rows (resamples, n) to each metric (resamples,); NaN where it is not defined."""
 _WEIGHTS_AT_ONCE = 1 << 22
 
 
-def metric_names(task: Task) -> tuple[Metric, ...]:
+def metric_names(task: Task) -> tuple[str, ...]:
     """The metrics of a task, in the order of the reports."""
     match task.kind:
         case "binary" | "multiclass":
@@ -35,7 +34,7 @@ def metric_names(task: Task) -> tuple[Metric, ...]:
             return ("accuracy", "mcc", "f1")
 
 
-def main_metric(task: Task) -> Metric:
+def main_metric(task: Task) -> str:
     """The metric that models are chosen and compared by; greater is better.
 
     Binary and multilabel: auroc, which needs no threshold, does not move with the share of positives, and is what the
@@ -89,7 +88,7 @@ def measure(
 
 def paired(
     task: Task,
-    metric: Metric,
+    metric: str,
     targets: NDArray[Any],
     a: NDArray[np.float64],
     b: NDArray[np.float64],
@@ -190,7 +189,7 @@ def _check(task: Task, targets: NDArray[Any], predictions: NDArray[np.float64]) 
 
 
 def _class_score(truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, positive: int | None = None) -> Score:
-    """Accuracy, mcc and f1; truth and said are (n,), or (n, bases) with IGNORE in truth. f1 is macro without positive."""
+    """Accuracy, mcc and f1, which is macro without `positive`; truth and said are (n,), or (n, bases) with IGNORE."""
     from scipy.sparse import csr_matrix
 
     cells = np.where(truth == IGNORE, -1, truth * classes + said).reshape(len(truth), -1)

@@ -71,7 +71,7 @@ class Run:
             SHA-256 of the rows and of the model that the run started from.
         """
         best = None if state.best is None else tuple(state.best)
-        with atomic_write(self.state, verify=_read_state) as temporary:
+        with atomic_write(self.state, verify=_check_state) as temporary:
             torch.save({**vars(state), "best": best, "origin": origin}, temporary)
 
     def saved(self, origin: str) -> State | None:
@@ -245,6 +245,10 @@ def _read_state(path: Path) -> tuple[State, str]:
         raise CheckpointError(
             f"{path} cannot be read as the state of a run: it is damaged; delete it, and this run starts anew"
         ) from error
+
+
+def _check_state(path: Path) -> None:
+    _read_state(path)
 
 
 def _cell(value: float) -> str:

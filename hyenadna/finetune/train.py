@@ -253,7 +253,7 @@ class Trainer:
                 self.model.task.predictions(self.model.read(kept)).cpu().numpy()
                 for kept in self._feature_table()["valid"]
             ]
-        return np.mean(strands, axis=0)
+        return np.asarray(np.mean(strands, axis=0))
 
     def _prepare(self) -> None:
         """Fit to the training rows what is not learnt by gradients; the same each time, so that no state keeps it."""

@@ -192,6 +192,18 @@ def save(
     NotFiniteError          the weights give logits that are not numbers
     WriteError              no space, or read-only; what was there before is unchanged
     """
+    files = model_files(model, card=card, training=training, extra=extra)
+    place(Path(folder), files, overwrite=overwrite, verify=lambda written: read(written).verify())
+
+
+def model_files(
+    model: HyenaDNA,
+    *,
+    card: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """The contents of a model folder by name; takes and raises what `save` does."""
     extra = dict(extra or {})
     for name in extra:
         if Path(name).name != name or not name.endswith(".json") or name in MODEL_FILES:
@@ -205,14 +217,13 @@ def save(
         "training": dict(training or {}),
         "extra": sorted(extra),
     }
-    files = {
-        "config.json": _json(description),
-        "model.safetensors": _safetensors(tensors, digest),
-        "probe.json": _json(probe(build(model.config, tensors, Path(folder)))),
+    return {
+        "config.json": json_bytes(description),
+        "model.safetensors": safetensors_bytes(tensors, digest),
+        "probe.json": json_bytes(probe(build(model.config, tensors, Path()))),
         "README.md": (card or _plain_card(model)).encode(),
-        **{name: _json(value) for name, value in extra.items()},
+        **{name: json_bytes(value) for name, value in extra.items()},
     }
-    place(Path(folder), files, overwrite=overwrite, verify=lambda written: read(written).verify())
 
 
 def export(
@@ -257,7 +268,8 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _safetensors(tensors: Mapping[str, Tensor], digest: str) -> bytes:
+def safetensors_bytes(tensors: Mapping[str, Tensor], digest: str) -> bytes:
+    """The contents of a safetensors file; in its header stands the SHA-256 of the model that the tensors belong to."""
     import safetensors.torch
 
     # one key: safetensors writes several in random order, and equal models would be different files
@@ -265,7 +277,8 @@ def _safetensors(tensors: Mapping[str, Tensor], digest: str) -> bytes:
     return safetensors.torch.save(dict(tensors), metadata={"hyenadna": about})
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """The contents of a JSON file."""
     # twice: JSON has no NaN and no infinity, which a metric may be; they become null
     finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
     return (json.dumps(finite, indent=2, ensure_ascii=False) + "\n").encode()

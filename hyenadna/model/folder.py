@@ -10,6 +10,8 @@ from hyenadna.files import replace_folder, restore_folder
 from hyenadna.model.weights import read_json
 
 MODEL_FILES = ("config.json", "model.safetensors", "probe.json", "README.md")
+ADAPTER_FILES = ("adapter.json", "adapter.safetensors", "README.md", "model")
+"""Of an adapted model; the last is the folder of a model that was fine-tuned as a whole."""
 MARK = "<!-- written by hyenadna: this folder may be replaced as a whole -->"
 """The last line of README.md in the published layouts, whose config.json has no room to say so."""
 
@@ -22,7 +24,7 @@ def place(folder: Path, files: Mapping[str, bytes], *, overwrite: bool, verify: 
     folder : Path
         May not exist yet, or be empty, or (with `overwrite`) hold nothing but what hyenadna wrote.
     files : mapping
-        Contents by name.
+        Contents by name; 'model/config.json' is the file of a folder within.
     overwrite : bool
         Replace a folder.
     verify : callable
@@ -40,6 +42,7 @@ def place(folder: Path, files: Mapping[str, bytes], *, overwrite: bool, verify: 
         check_replaceable(folder, overwrite=overwrite)
         staging.mkdir(parents=True)
         for name, contents in files.items():
+            (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(contents)
         verify(staging)
         replace_folder(staging, folder)
@@ -79,6 +82,8 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
 def _written(folder: Path) -> set[str]:
     """The names in a folder that hyenadna wrote."""
     try:
+        if (folder / "adapter.json").is_file() and "format_version" in read_json(folder / "adapter.json"):
+            return set(ADAPTER_FILES)
         description = read_json(folder / "config.json")
         if "format_version" in description:
             return {*MODEL_FILES, *map(str, description.get("extra", ()))}

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyenadna.errors import SequenceTooLong, ShapeError
@@ -70,7 +71,7 @@ def item_by_item(prefixes: Sequence[Prefix | None], which: Tensor, L: int) -> Pr
     Parameters
     ----------
     prefixes : sequence of Prefix or None
-        Of one row each, for L tokens or more; None is no prefix.
+        Of one row each, for as many tokens as its own items have; None is no prefix.
     which : int64 Tensor (B,)
         Number of each item's prefix.
     L : int
@@ -85,9 +86,11 @@ def item_by_item(prefixes: Sequence[Prefix | None], which: Tensor, L: int) -> Pr
         return None
     layers = []
     for number, like in enumerate(some[0].layers):
-        none = LayerState(torch.zeros_like(like.tail), torch.zeros_like(like.carried[..., :L]))
+        none = LayerState(torch.zeros_like(like.tail), torch.zeros_like(like.carried[..., :1]))
         states = [none if prefix is None else prefix.layers[number] for prefix in prefixes]
         tails = torch.cat([state.tail for state in states], dim=1)
-        carried = torch.cat([state.carried[..., :L] for state in states])
+        # behind the items of a shorter prefix there are pads only
+        reached = [state.carried[..., :L] for state in states]
+        carried = torch.cat([F.pad(part, (0, L - part.shape[-1])) for part in reached])
         layers.append(LayerState(tails[:, which], carried[which]))
     return Prefix(tuple(layers))

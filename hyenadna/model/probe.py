@@ -28,7 +28,7 @@ def probe(model: HyenaDNA) -> dict[str, Any]:
     """
     probes = []
     for length, every in _PROBES:
-        sequence = _sequence(min(length, model.config.filter_length))
+        sequence = fixed_sequence(min(length, model.config.filter_length))
         logits = _logits(model, sequence, every)
         if not torch.isfinite(logits).all():
             raise NotFiniteError("the model gives logits that are not finite; it was not saved")
@@ -60,7 +60,7 @@ def check_probe(model: HyenaDNA, path: Path) -> float:
         raise ProbeError(f"{error}; without it the weights cannot be checked") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ProbeError(f"{path} is not a probe of this format") from error
-    wanted = [(_sequence(min(length, model.config.filter_length)), every) for length, every in _PROBES]
+    wanted = [(fixed_sequence(min(length, model.config.filter_length)), every) for length, every in _PROBES]
     if [(sequence, every) for sequence, every, _ in expected] != wanted:
         raise ProbeError(f"{path} holds other sequences than this version's; the weights cannot be checked")
     worst = max(_difference(_logits(model, sequence, every), logits) for sequence, every, logits in expected)
@@ -72,7 +72,7 @@ def check_probe(model: HyenaDNA, path: Path) -> float:
     return worst
 
 
-def _sequence(length: int) -> str:
+def fixed_sequence(length: int) -> str:
     """The first letters of a fixed sequence: one N in sixteen, else A, C, G, T alike."""
     state, letters = 20230627, []
     for _ in range(length):

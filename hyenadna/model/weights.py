@@ -184,8 +184,10 @@ def build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> Hye
     return model.eval()
 
 
-def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """Nothing, if both hold the same names and shapes.
+def check_shapes(
+    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, described: str = "config.json"
+) -> None:
+    """Nothing, if both hold the same names and shapes; `described` is the file that says what is expected.
 
     Raises
     ------
@@ -201,7 +203,7 @@ def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
     listed = (("mis-shaped", other), ("missing", missing), ("not expected", extra))
     problems = "; ".join(f"{kind}: {names}" for kind, names in listed if names)
     if problems:
-        raise CheckpointError(f"{path} does not hold the tensors that its config.json describes; {problems}")
+        raise CheckpointError(f"{path} does not hold the tensors that its {described} describes; {problems}")
 
 
 def base_sha256(tensors: Mapping[str, Tensor]) -> str:
