@@ -11,7 +11,7 @@ from hyenadna.data.tokenizer import encode
 from hyenadna.inference.long_windows import long_windows
 
 
-def ragged_sequences(number=14, longest=60, seed=3):
+def ragged_sequences(number=12, longest=60, seed=3):
     """Ids and sequences of many lengths, some with N and lower case; the first has one base."""
     draw = random.Random(seed)
     lengths = [1, 2, longest] + [draw.randint(1, longest) for _ in range(number - 3)]

@@ -4,7 +4,8 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,9 +112,19 @@ class PredictionFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-            self._begin(self._file, overwrite)
+            with self._closed_on_failure(self._file):
+                self._begin(self._file, overwrite)
         except OSError as error:
             raise self._full(error) from error
+
+    @staticmethod
+    @contextmanager
+    def _closed_on_failure(file: IO[bytes]) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            file.close()  # and with it the lock
+            raise
 
     def _begin(self, file: IO[bytes], overwrite: bool) -> None:
         """Take hold of the file, and stand behind its header."""
