@@ -37,7 +37,7 @@ class Job:
         if not _quiet and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(description, total=total, state="")
+            self._task = self._bar.add_task(description, total=total or None, state="")
             self._bar.update(self._task, completed=done)
             self._bar.start()
 
@@ -49,7 +49,8 @@ class Job:
             self._bar.update(self._task, completed=self.done, state=self._state(detail))
         elif not _quiet and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            notice(f"{self.description}: {self.done / max(self.total, 1):.0%}  {self._state(detail)}")
+            done = f"{self.done / self.total:.0%}" if self.total else f"{quantity(self.done)}{self.unit}"
+            notice(f"{self.description}: {done}  {self._state(detail)}")
 
     @property
     def rate(self) -> float:
@@ -62,10 +63,9 @@ class Job:
             self._bar.stop()
 
     def _state(self, detail: str) -> str:
-        left = (self.total - self.done) / self.rate if self.rate else 0.0
-        return "  ".join(
-            part for part in (detail, f"{quantity(self.rate)}{self.unit}/s", f"{duration(left)} left") if part
-        )
+        rate = f"{quantity(self.rate)}{self.unit}/s"
+        left = f"{duration((self.total - self.done) / self.rate)} left" if self.rate and self.total else ""
+        return "  ".join(part for part in (detail, rate, left) if part)
 
 
 @contextmanager

@@ -17,6 +17,11 @@ from hyenadna.errors import UsageError
 
 Config = TypeVar("Config")
 
+_ARGUMENT = "data"
+"""The field that is given without a flag, as what a verb is about."""
+_SHORT = {"out": ("-o",), "model": ("-m",)}
+"""Flags of one letter, the same ones in every verb."""
+
 
 class ManyValues(TyperCommand):
     """A command whose list options take several values after one flag: --fasta a.fa b.fa."""
@@ -41,6 +46,7 @@ class ManyValues(TyperCommand):
 def takes_config(config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate `function(config, *, ...)`: it becomes a command with one flag for each field of `config`.
 
+    A field named `data` becomes the command's argument instead, which may be left out where the field has a default.
     Values come from the defaults, then the YAML file of --config, then HYENA_<FIELD> in the environment, then flags.
     """
 
@@ -114,28 +120,33 @@ def _flag(field: "dataclasses.Field[Any]", text: str) -> inspect.Parameter:
     kind: Any = field.type
     many = get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
     flag = field.name.replace("_", "-")
-    option = typer.Option(
-        f"--{flag}/--no-{flag}" if kind is bool or bool in get_args(kind) else f"--{flag}",
-        *(["-o"] if field.name == "out" else []),
-        metavar="VALUE..." if many else None,
-        help=text,
-        envvar=f"HYENA_{field.name.upper()}",
-        show_envvar=False,
-    )
+    said: Any = {"help": text, "envvar": f"HYENA_{field.name.upper()}", "show_envvar": False}
+    if field.name == _ARGUMENT:
+        option = typer.Argument(metavar="[DATA]", **said)
+    else:
+        names = [f"--{flag}/--no-{flag}" if kind is bool or bool in get_args(kind) else f"--{flag}"]
+        option = typer.Option(*names, *_SHORT.get(field.name, ()), metavar="VALUE..." if many else None, **said)
+    if many:
+        element = get_args(kind)[0]
+        # typer takes no list of choices; `parse` refuses what is none of them
+        kind = list[str if get_origin(element) is typing.Literal else element] | None  # type: ignore[misc]
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=field.default or None if many else field.default,
-        annotation=typing.Annotated[list[get_args(kind)[0]] | None if many else kind, option],  # type: ignore[misc]
+        annotation=typing.Annotated[kind, option],
     )
 
 
 def _helps(config: type[Any]) -> list[str]:
-    """The docstring under each field, in order."""
-    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]).body
+    """The docstring under each field, in order; those of inherited fields stand in the class that has them."""
     helps = {}
-    for statement, following in itertools.pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            helps[statement.target.id] = " ".join(str(following.value.value).split())
+    for owner in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]).body
+        for statement, following in itertools.pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                helps[statement.target.id] = " ".join(str(following.value.value).split())
     return [helps[field.name] for field in dataclasses.fields(config)]

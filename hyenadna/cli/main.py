@@ -23,6 +23,9 @@ from hyenadna.progress import notice, set_quiet
 VERBS = {
     "pretrain": "hyenadna.cli.pretrain:pretrain",
     "evaluate": "hyenadna.cli.evaluate:evaluate",
+    "finetune": "hyenadna.cli.finetune:finetune",
+    "predict": "hyenadna.cli.predict:predict",
+    "embed": "hyenadna.cli.embed:embed",
     "convert": "hyenadna.cli.convert:convert",
     "info": "hyenadna.cli.info:info",
     "estimate": "hyenadna.cli.estimate:estimate",

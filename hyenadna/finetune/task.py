@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hyenadna.data.tokenizer import IGNORE
 from hyenadna.errors import InputError
+from hyenadna.finetune.kinds import Kind as Kind
 
-Kind = Literal["binary", "multiclass", "multilabel", "regression", "nucleotide"]
 MANY = 20
 """Numbers with more different values than this are taken for a regression."""
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyenadna.errors import InputError, SequenceTooLong, ShapeError
+from hyenadna.errors import InputError, SequenceTooLong, ShapeError, UsageError
 from hyenadna.kernels.mlp import gelu, mlp
 from hyenadna.kernels.working_set import Workspace, rows_at_once
 from hyenadna.model.config import HyenaConfig
@@ -103,16 +103,21 @@ class Backbone(nn.Module):
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.checkpoint_activations = False
 
-    def forward(self, tokens: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Hidden states of tokens, in the dtype of the final norm; those of a prefix are not among them."""
+    def forward(self, tokens: Tensor, prefix: Prefix | None = None, *, blocks: int | None = None) -> Tensor:
+        """Hidden states of tokens, in the dtype of the final norm; those of a prefix are not among them.
+
+        With fewer than all blocks, those after so many, before any norm.
+        """
         x = _stream(self.dropout(self.embeddings["word_embeddings"](tokens)))
         workspace = None if torch.is_grad_enabled() else Workspace()
         states = (None,) * len(self.layers) if prefix is None else prefix.layers
-        for layer, state in zip(self.layers, states, strict=True):
+        for layer, state in zip(self.layers[:blocks], states[:blocks], strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(layer, x, None, state, use_reentrant=False))
             else:
                 x = layer(x, workspace, state)
+        if blocks is not None and blocks < len(self.layers):
+            return x
         return _normed(self.ln_f, x)
 
     def prefix(self, embeddings: Tensor, L: int) -> Prefix:
@@ -173,15 +178,7 @@ class HyenaDNA(nn.Module):
         InputError                      not a batch of sequences, or one without tokens
         ShapeError, a ValueError        the prefix is neither of one row nor of B
         """
-        if tokens.dim() != 2 or tokens.numel() == 0:
-            raise InputError(
-                f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L), neither of them 0"
-            )
-        if tokens.shape[1] > self.config.filter_length:
-            raise SequenceTooLong(
-                f"the sequence has {tokens.shape[1]:,} tokens; this model takes up to {self.config.filter_length:,}: "
-                "cut it into windows, or take a model with a longer context"
-            )
+        self._check(tokens)
         if prefix is not None:
             prefix.check(*tokens.shape)
         hidden = self.backbone(tokens.long(), prefix)
@@ -189,6 +186,42 @@ class HyenaDNA(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(head.dtype), head)
         return Output(logits.double() if logits.dtype == torch.float64 else logits.float(), hidden)
+
+    def hidden_states(self, tokens: Tensor, layer: int = -1) -> Tensor:
+        """The hidden states after some block, (B, L, D); no later block and no logits are computed.
+
+        Parameters
+        ----------
+        tokens : Tensor (B, L)
+            As `forward` takes them.
+        layer : int
+            As `block_of` reads it.
+
+        Raises
+        ------
+        SequenceTooLong, InputError     as `forward`
+        UsageError                      there is no such layer
+        """
+        self._check(tokens)
+        return cast(Tensor, self.backbone(tokens.long(), blocks=self.block_of(layer)))
+
+    def block_of(self, layer: int) -> int:
+        """How many blocks lie before the hidden states of a layer.
+
+        0 is the embedding, k what the k-th block gives, and n_layer the last block's after the final norm, which is
+        what the head sees; negative numbers count from the end, so that -1 is that one.
+
+        Raises
+        ------
+        UsageError                      there is no such layer
+        """
+        n_layer = self.config.n_layer
+        if not -n_layer - 1 <= layer <= n_layer:
+            raise UsageError(
+                f"layer is {layer}; this model of {n_layer} blocks has 0 (the embedding) to {n_layer} (the last block, "
+                f"after the final norm), or {-n_layer - 1} to -1 counted from the end"
+            )
+        return layer % (n_layer + 1)
 
     def prefix(self, embeddings: Tensor, L: int) -> Prefix | None:
         """What embeddings leave to the sequences that they stand before; `hyenadna.model.prefix` says how.
@@ -249,6 +282,17 @@ class HyenaDNA(nn.Module):
         from hyenadna.model.checkpoint import save  # checkpoint builds on this module
 
         save(self, folder, **options)
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise InputError(
+                f"the model was given tokens of shape {tuple(tokens.shape)}; it takes (B, L), neither of them 0"
+            )
+        if tokens.shape[1] > self.config.filter_length:
+            raise SequenceTooLong(
+                f"the sequence has {tokens.shape[1]:,} tokens; this model takes up to {self.config.filter_length:,}: "
+                "cut it into windows, or take a model with a longer context"
+            )
 
     def _initialize(self) -> None:
         """Draw the weights as Nguyen et al. 2023 do.

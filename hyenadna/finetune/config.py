@@ -1,0 +1,151 @@
+"""What a fine-tuning run is told to do; each field's text is its help."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from hyenadna.data.data_config import DataConfig
+from hyenadna.errors import UsageError
+from hyenadna.finetune.adaptation import Adaptation
+from hyenadna.finetune.kinds import Kind
+
+DOES_NOT_CHANGE_THE_MODEL = frozenset({"out", "device", "threads", "baselines"})
+"""Fields that may differ when a run is resumed."""
+
+_ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        ("seeds", "splits", "epochs", "batch_size", "patience", "max_train_rows", "threads"),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (("folds",), lambda value: value >= 2, "at least 2"),
+    (("lr", "head_lr"), lambda value: value > 0, "a finite number above 0"),
+    (("weight_decay",), lambda value: value >= 0, "a finite number, at least 0"),
+    (("valid_share", "test_share"), lambda value: 0 < value < 1, "above 0 and below 1"),
+    (("train_share",), lambda value: 0 < value <= 1, "above 0, at most 1"),
+    (("seed",), lambda value: 0 <= value < 2**31, "from 0 to 2^31 - 1"),
+)
+"""What each number may be."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(DataConfig, Adaptation):
+    """A fine-tuning run. Fields that are None are set to what suits the method and the machine, and printed.
+
+    Raises
+    ------
+    UsageError              a value outside of what the field allows, or two fields that contradict each other
+    """
+
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+
+    ALTERNATIVES: ClassVar = (("splits", "folds"), ("max_train_rows", "train_share"))
+    """Fields of which one may be set; a flag takes the place of the other in a file."""
+
+    model: str = "starter"
+    """The pretrained model: a folder, a hub id, or the one that comes with the package."""
+    out: Path = Path("hyena-finetune")
+    """Run folder: the adapter, metrics, report and predictions. The same command continues a run that stopped."""
+    task: Kind | None = None
+    """What the labels are (default: numbers of many values regression, labels with ';' multilabel, else classes);
+    nucleotide, a letter for each base, must be said."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the model; random is the control that says what pretraining was worth."""
+    split_by: Literal["auto", "group", "cluster", "row"] = "auto"
+    """What a split keeps together, where the data do not give one: the groups of --group-col, clusters of alike
+    sequences, or nothing; auto takes groups if there are any, else clusters."""
+    valid_share: float = 0.1
+    """Share of the rows that chooses the best epoch."""
+    test_share: float = 0.2
+    """Share of the rows that measures the result, once."""
+    splits: int | None = None
+    """Different random splits to repeat everything on, for small data (default: 1)."""
+    folds: int | None = None
+    """Parts of a cross-validation, each the test part once, instead of random splits (default: none)."""
+    seeds: int = 1
+    """Runs on each split, which differ in the initial weights and the order of the rows."""
+    seed: int = 0
+    """The first of the seeds; also decides the splits."""
+    max_train_rows: int | None = None
+    """Train on this many rows at most, drawn so that classes keep their shares (default: all)."""
+    train_share: float | None = None
+    """Train on this share of the rows, drawn likewise (default: 1)."""
+    epochs: int | None = None
+    """Most passes over the training rows (default: by the method)."""
+    patience: int | None = None
+    """Epochs without a better validation after which the run ends (default: by the method)."""
+    batch_size: int = 32
+    """Rows of an optimizer step."""
+    lr: float | None = None
+    """Highest learning rate of what the method learns, but for the head (default: by the method)."""
+    head_lr: float | None = None
+    """Highest learning rate of the head (default: by the method)."""
+    weight_decay: float = 0.01
+    """Weight decay of all that is learnt but filter networks and prompts."""
+    reverse_complement: bool = False
+    """Show each sequence in either strand, by a coin, and predict the mean of both: for sequences without direction."""
+    baselines: bool = True
+    """Measure simple models on the same rows, to compare with."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; auto is bfloat16 on a GPU, float32 on a CPU. Weights and convolutions stay in float32."""
+    threads: int | None = None
+    """CPU threads (default: the CPUs that this process may use)."""
+
+    def __post_init__(self) -> None:
+        for parent in (DataConfig, Adaptation):
+            check = getattr(parent, "__post_init__", None)
+            if check is not None:
+                check(self)
+        for one, other in self.ALTERNATIVES:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                flags = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
+                raise UsageError(f"both {flags} are given; leave one out")
+        for names, fits, allowed in _ALLOWED:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and fits(value)):
+                    raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
+        if self.valid_share + self.test_share >= 1:
+            raise UsageError(
+                f"--valid-share {self.valid_share:g} and --test-share {self.test_share:g} leave no rows to train on"
+            )
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What the method adds to the model."""
+        return Adaptation(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Adaptation)})
+
+    @property
+    def data_config(self) -> DataConfig:
+        """Where the rows come from."""
+        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)})
+
+
+def differing_fields(ours: FinetuneConfig, theirs: FinetuneConfig) -> dict[str, tuple[object, object]]:
+    """The fields in which two runs would fit different models: name to (ours, theirs)."""
+    return {
+        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
+        for field in dataclasses.fields(FinetuneConfig)
+        if field.name not in DOES_NOT_CHANGE_THE_MODEL and getattr(ours, field.name) != getattr(theirs, field.name)
+    }
+
+
+def command(config: FinetuneConfig) -> str:
+    """The command line that repeats a run, with what differs from the defaults."""
+    words = ["hyena", "finetune", *([str(config.data)] if config.data else [])]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flag = field.name.replace("_", "-")
+        if field.name in ("data", "device", "threads") or value == field.default or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return " ".join(words)

@@ -1,0 +1,250 @@
+"""A fine-tuning command from its rows to its report: split, check, runs, test, baselines."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from hyenadna import __version__, plots
+from hyenadna.data.duplicates import duplicated
+from hyenadna.errors import Interrupted
+from hyenadna.files import atomic_write, replace_folder, write_json, write_text
+from hyenadna.finetune import adapter
+from hyenadna.finetune.apply import apply
+from hyenadna.finetune.baselines import Baseline, baselines
+from hyenadna.finetune.card import card, run_card
+from hyenadna.finetune.config import FinetuneConfig, command
+from hyenadna.finetune.curves import epoch_curves
+from hyenadna.finetune.examples import Examples
+from hyenadna.finetune.plan import Plan, resolved
+from hyenadna.finetune.report import Report, TestRun
+from hyenadna.finetune.run_folder import Run, RunFolder, read_metrics
+from hyenadna.finetune.train import State, Trainer
+from hyenadna.machine import keep_freed_memory
+from hyenadna.progress import Job, notice
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""The last is what SLURM sends when the job's time runs out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneRun:
+    """A finished command."""
+
+    folder: RunFolder
+    report: Report
+    best: Run
+    """The run with the best validation, whose adapter is the command's."""
+
+    def result(self) -> dict[str, Any]:
+        """The report and where things are; `text` is for a person."""
+        folder = self.folder
+        text = (
+            f"{self.report.text()}\n\n"
+            f"adapter   {folder.adapter}\nreport    {folder.path / 'report.json'}\ncard      {folder.card}\n"
+            f"next      hyena predict NEW.csv -m {folder.path}"
+        )
+        return {"text": text, "adapter": str(folder.adapter), "report": self.report.to_json()}
+
+
+def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneRun:
+    """Fit a model to labelled sequences and measure it, or continue where the run in `config.out` stopped.
+
+    Raises
+    ------
+    RunFolderError          the folder is in use, or holds something else, or a run with another configuration
+    NotFiniteError          a loss is not a number; the epochs before it are saved
+    Interrupted             a signal ended the run; the epochs before it are saved
+    HyenaError              data, configuration or disk; see `hyenadna.errors`
+    """
+    folder = RunFolder(config.out)
+    config = resolved(config, None if overwrite else folder.stored())
+    assert config.threads
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    folder.check(config, overwrite=overwrite)
+    plan = Plan.of(config)
+    with folder.locked(), _interruptible(folder.path):
+        folder.enter(config, overwrite=overwrite)
+        write_json(folder.check_json, plan.check.to_json())
+        runs = folder.runs(len(plan.splits), config.seeds)
+        notice(plan.describe(plan.trainer(0, 0)))
+        tests, states = [], []
+        for number, run in enumerate(runs):
+            name = f"run {number + 1} of {len(runs)}" if len(runs) > 1 else "fine-tuning"
+            test, state = _run(plan, run, name)
+            tests.append(test)
+            states.append(state)
+        best = min(range(len(runs)), key=lambda index: states[index].best.loss)  # type: ignore[union-attr]
+        report = _report(plan, folder, tests)
+        _publish(plan, folder, runs[best], report)
+    return FinetuneRun(folder, report, runs[best])
+
+
+def _run(plan: Plan, run: Run, name: str) -> tuple[TestRun, State]:
+    """Train, choose the epoch, and predict the test rows, or whatever of this is not done yet."""
+    run.enter()
+    trainer, origin = plan.trainer(run.split, run.seed), plan.origin(run.split, run.seed)
+    state, predictions = run.saved(origin), run.predictions()
+    if state is not None:
+        trainer.restore(state)
+    if predictions is None or state is None:
+        _train(trainer, run, origin, name)
+        predictions = _test(plan, run, trainer)
+    train, _, test = plan.rows(run.split, run.seed)
+    assert test.labels is not None
+    targets = trainer.model.task.targets(test.labels)
+    copies = duplicated(train.sequences, test.sequences).any
+    return TestRun(run.split, plan.config.seed + run.seed, test, targets, predictions, copies), trainer.state
+
+
+def _train(trainer: Trainer, run: Run, origin: str, name: str) -> None:
+    run.cut_metrics(trainer.state.epoch)
+    if trainer.state.epoch:
+        notice(f"{name}: continued after epoch {trainer.state.epoch}")
+    epochs, bases = trainer.config.epochs or 0, int(trainer.train.lengths.sum())
+    job = Job(name, epochs * bases, "nt", trainer.state.epoch * bases)
+    detail = ""
+    try:
+        while not trainer.done:
+            row = trainer.epoch(lambda done: job.advance(done, detail))  # noqa: B023
+            run.append_metrics(row)
+            run.save(trainer.state, origin)
+            best = trainer.state.best
+            assert best is not None
+            detail = (
+                f"epoch {trainer.state.epoch}/{epochs}  loss {row['train_loss']:.4f}, valid {row['valid_loss']:.4f}"
+                f"  (best {best.loss:.4f}, {best.name} {best.metric:.3f})"
+            )
+    finally:
+        job.close()
+    _draw_curves(run)
+    best = trainer.state.best
+    assert best is not None
+    notice(
+        f"{name}: epoch {trainer.state.best_epoch} of {trainer.state.epoch} is the best on the validation rows: "
+        f"loss {best.loss:.4f}, {best.name} {best.metric:.3f}"
+    )
+
+
+def _test(plan: Plan, run: Run, trainer: Trainer) -> Any:
+    """Save the best epoch's model, then predict the test rows with it: the only time that they are looked at."""
+    trainer.take_best()
+    model, config = trainer.model, plan.config
+    base = config.model
+    if config.method == "full" or config.init == "random":
+        model.base.save_pretrained(run.model, card=run_card(plan, run, trainer.state), overwrite=True)
+        base = "../model"
+    adapter.save(
+        model,
+        run.adapter,
+        base=base,
+        card=run_card(plan, run, trainer.state),
+        training=_training(plan, run, trainer.state),
+        overwrite=True,
+    )
+    test = plan.rows(run.split, run.seed)[2]
+    examples = Examples.of(test, model.task, plan.base.config)
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        predictions = apply(
+            model, examples.tokens, batch_tokens=plan.batch_tokens, reverse_complement=config.reverse_complement
+        )
+    run.finish(predictions)
+    return predictions
+
+
+def _training(plan: Plan, run: Run, state: State) -> dict[str, Any]:
+    assert state.best is not None
+    return {
+        "hyenadna": __version__,
+        "command": command(plan.config),
+        "data": plan.splits[run.split].source,
+        "rows_sha256": plan.origin(run.split, run.seed),
+        "split": run.split,
+        "seed": plan.config.seed + run.seed,
+        "epoch": state.best_epoch,
+        "valid_loss": state.best.loss,
+        f"valid_{state.best.name}": state.best.metric,
+        "reverse_complement": plan.config.reverse_complement,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _report(plan: Plan, folder: RunFolder, tests: Sequence[TestRun]) -> Report:
+    simple = {}
+    if plan.config.baselines:
+        for split in range(len(plan.splits)):
+            simple[split] = _baselines(plan, folder, split)
+    settings = {
+        "command": command(plan.config),
+        "rows": {name: len(plan.splits[0].part(name)) for name in ("train", "valid", "test")},
+    }
+    return Report(plan.task, tests, simple, settings)
+
+
+def _baselines(plan: Plan, folder: RunFolder, split: int) -> list[Baseline]:
+    """Those of a split; kept in a file, since some take as long as a run."""
+    path = folder.baselines / f"split-{split}.npz"
+    if path.exists():
+        with np.load(path) as arrays:
+            about = json.loads(str(arrays["about"]))
+            return [
+                Baseline(name, arrays[f"predictions_{index}"], seconds) for index, (name, seconds) in enumerate(about)
+            ]
+    train, valid, test = plan.rows(split, 0)
+    start = time.monotonic()
+    found = baselines(plan.task_of(train), train, test, valid=valid, seed=plan.config.seed, cnn=True)
+    notice(f"baselines of split {split}: {time.monotonic() - start:.0f} s")
+    arrays = {f"predictions_{index}": item.predictions for index, item in enumerate(found)}
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, about=json.dumps([(item.name, item.seconds) for item in found]), **arrays)
+    return found
+
+
+def _publish(plan: Plan, folder: RunFolder, best: Run, report: Report) -> None:
+    """Put the report, and the best run's adapter with a card that tells of it, into the top of the folder."""
+    report.write(folder.path)
+    text = card(plan, best, report)
+    for source, target in ((best.model, folder.model), (best.adapter, folder.adapter)):
+        if source != target and source.is_dir():
+            staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+            shutil.copytree(source, staging)
+            replace_folder(staging, target)
+    write_text(folder.adapter / "README.md", text)
+    write_text(folder.card, text)
+
+
+def _draw_curves(run: Run) -> None:
+    rows = read_metrics(run.metrics)
+    drawn, panels = plots.stacked_figure((3, 2))
+    epoch_curves(panels, {name: np.array([row[name] for row in rows]) for name in rows[0]})
+    plots.write_png(drawn, run.curves)
+
+
+@contextmanager
+def _interruptible(path: Path) -> Iterator[None]:
+    """Signals end the run at once: every file is whole or absent, so that the last epoch saved is what continues."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number, f"interrupted; the same command continues after the last epoch saved in {path}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,46 @@
+"""What chooses the epoch: the loss of the validation rows, and the metric that people read beside it."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyenadna.data.tokenizer import IGNORE
+from hyenadna.finetune.metrics import main_metric, point
+from hyenadna.finetune.task import Task
+
+_SMALLEST = 1e-12
+"""Probabilities below count as this, so that one certain error does not make the loss infinite."""
+
+
+class Validation(NamedTuple):
+    """How good a model is on the validation rows."""
+
+    loss: float
+    """Mean cross entropy in nats, of the averaged strands if they are averaged; squared standardised error."""
+    metric: float
+    """NaN where the rows cannot say it, such as a correlation with a constant."""
+    name: str
+    """Of the metric."""
+
+    @classmethod
+    def of(cls, task: Task, targets: NDArray[Any], predictions: NDArray[np.float64]) -> "Validation":
+        """Of targets and predictions as `Task.targets` and `apply` give them."""
+        name = main_metric(task)
+        return cls(_loss(task, targets, predictions), point(task, targets, predictions)[name], name)
+
+    def better_than(self, other: "Validation") -> bool:
+        """Whether its loss is lower: less noisy on few rows than a count of errors, and true to probabilities."""
+        return self.loss < other.loss
+
+
+def _loss(task: Task, targets: NDArray[Any], predictions: NDArray[np.float64]) -> float:
+    if task.kind == "regression":
+        return float(np.mean(((predictions[:, 0] - targets) / task.deviation) ** 2))
+    if task.kind == "multilabel":
+        likely = np.where(targets == 1, predictions, 1 - predictions)
+    elif task.kind == "nucleotide":
+        likely = np.take_along_axis(predictions, np.maximum(targets, 0)[..., None], axis=2)[targets != IGNORE]
+    else:
+        likely = predictions[np.arange(len(targets)), targets]
+    return float(-np.mean(np.log(np.maximum(likely, _SMALLEST))))
