@@ -26,17 +26,18 @@ class Pool(nn.Module):
         self.query = nn.Parameter(torch.zeros(d_model)) if pooling == "attention" else None
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L, D), right-padded, and lengths (B,) -> (B, D)."""
+        """(B, L, D), right-padded, and lengths (B,) -> (B, D), in float32 or float64."""
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.pooling == "last":
             return last(hidden, lengths)
         inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, L)
         if self.pooling == "max":
             return hidden.masked_fill(~inside[..., None], -math.inf).amax(1)
-        weights = inside / lengths[:, None]
+        weights = inside.to(hidden.dtype) / lengths[:, None]
         if self.query is not None:
-            scores = hidden.to(self.query.dtype) @ self.query / math.sqrt(hidden.shape[2])
+            scores = hidden @ self.query / math.sqrt(hidden.shape[2])
             weights = scores.masked_fill(~inside, -math.inf).softmax(1)
-        return (weights[:, None].to(hidden.dtype) @ hidden)[:, 0]
+        return (weights[:, None] @ hidden)[:, 0]
 
 
 def last(hidden: Tensor, lengths: Tensor) -> Tensor:

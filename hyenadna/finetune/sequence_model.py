@@ -130,7 +130,8 @@ class SequenceModel(nn.Module):
         """Hidden states (B, L, D) -> features: (B, D), or as they are for nucleotides."""
         if self.label_tokens:
             return last(hidden, lengths.to(hidden.device))
-        return hidden if self.pool is None else self.pool(hidden, lengths.to(hidden.device))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden if self.pool is None else self.pool(hidden, lengths.to(hidden.device))
 
     def read(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., K), in float32, or float64 for a float64 model."""

@@ -7,8 +7,6 @@ and not B (n + L), and prediction, where the state is kept, B L. Departs from th
 batch, because the prompt is one row.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +15,6 @@ from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.prefix import Prefix
 
 _DEVIATION = 0.02
-
-
-class _Kept(NamedTuple):
-    """A state for prediction, and what it was made from."""
-
-    embeddings: Tensor
-    autocast: torch.dtype | None
-    prefix: Prefix
 
 
 class SoftPrompt(nn.Module):
@@ -41,7 +31,8 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.embeddings = nn.Parameter(_DEVIATION * torch.randn(n, d_model))
         self.dropout = dropout
-        self._kept: _Kept | None = None
+        self._made_of: Tensor | None = None
+        self._kept: dict[tuple[int, torch.dtype | None], Prefix | None] = {}
 
     @torch.no_grad()
     def initialise_from(self, embedded: Tensor) -> None:
@@ -52,8 +43,8 @@ class SoftPrompt(nn.Module):
     def before(self, base: HyenaDNA, L: int) -> Prefix | None:
         """What the prompt leaves to sequences of L tokens in this model; None if n is 0.
 
-        With gradients it is made for L and reaches back to the prompt. Without, it is made once, for up to twice L, and
-        kept as long as the prompt stays the same; of the model, whose weights are frozen, only dtype and device may
+        With gradients it is made for L and reaches back to the prompt. Without, it is made for the next power of two,
+        and kept as long as the prompt stays the same; of the model, whose weights are frozen, only dtype and device may
         change.
 
         Raises
@@ -61,18 +52,17 @@ class SoftPrompt(nn.Module):
         SequenceTooLong             n + L is more than the model takes
         """
         if torch.is_grad_enabled():
-            self._kept = None
+            self._made_of, self._kept = None, {}
             return base.prefix(F.dropout(self.embeddings, self.dropout, self.training), L)
+        if self._made_of is None or not _same(self._made_of, self.embeddings):
+            self._made_of, self._kept = self.embeddings.clone(), {}
         device, room = self.embeddings.device.type, base.config.filter_length - len(self.embeddings)
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        kept = self._kept
-        if kept is None or kept.prefix.longest < L or kept.autocast != autocast or not self._same(kept.embeddings):
-            prefix = base.prefix(self.embeddings, max(L, min(1 << (L - 1).bit_length(), room)))
-            if prefix is None:
-                return None
-            self._kept = kept = _Kept(self.embeddings.clone(), autocast, prefix)
-        return kept.prefix
+        key = max(L, min(1 << (L - 1).bit_length(), room)), autocast
+        if key not in self._kept:
+            self._kept[key] = base.prefix(self.embeddings, key[0])
+        return self._kept[key]
 
-    def _same(self, embeddings: Tensor) -> bool:
-        own = self.embeddings
-        return (own.dtype, own.device) == (embeddings.dtype, embeddings.device) and own.equal(embeddings)
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return (a.dtype, a.device) == (b.dtype, b.device) and a.equal(b)
