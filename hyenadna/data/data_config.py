@@ -27,7 +27,7 @@ class DataConfig:
     labels: Path | None = None
     """A second table that gives the label of each id: for FASTA and BED without labels of their own."""
     fasta: Path | None = None
-    """The genome of a BED file, plain or BGZF."""
+    """The genome of a BED file: FASTA, plain, gzip or BGZF, or a pack."""
     data_dir: Path | None = None
     """Folder that holds genomic-benchmarks/NAME or gue/TASK; nothing is downloaded then."""
     valid: Path | None = None

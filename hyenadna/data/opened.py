@@ -58,13 +58,16 @@ def named(source: str) -> str:
 
 
 def beginning(stream: IO[bytes]) -> tuple[bytes, IO[bytes]]:
-    """The first line that is not blank, without a byte-order mark, and the stream as if nothing had been read."""
-    read = b""
-    while line := stream.readline(_LONGEST_HEAD):
+    """The first line that is neither blank nor a comment, and the stream as if nothing had been read.
+
+    A comment begins with '# ', as the provenance in our own tables does. The line comes without a byte-order mark.
+    """
+    read = first = b""
+    while not first and (line := stream.readline(_LONGEST_HEAD)):
         read += line
-        if line.removeprefix(_BOM).strip():
-            break
-    return read.removeprefix(_BOM).lstrip(), rejoined(read, stream)
+        line = line.removeprefix(_BOM).lstrip()
+        first = b"" if line.startswith(b"# ") else line
+    return first, rejoined(read, stream)
 
 
 def format_of(source: str, first: bytes) -> Format:

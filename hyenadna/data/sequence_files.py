@@ -7,9 +7,10 @@ from typing import IO, NamedTuple
 
 from hyenadna.data.alphabet import IUPAC, reverse_complement
 from hyenadna.data.columns import id_column, sequence_column
-from hyenadna.data.fasta import open_reference, parse_records
+from hyenadna.data.fasta import parse_records
 from hyenadna.data.intervals import parse_bed
 from hyenadna.data.opened import Format, beginning, format_of, named, opened, text_lines
+from hyenadna.data.packed import packed
 from hyenadna.data.table_file import Table, table_of
 from hyenadna.errors import InputError, UsageError
 
@@ -28,7 +29,8 @@ def stream(
         CSV, TSV, JSONL, FASTA or BED, plain or gzip; Parquet; or '-', standard input, which is FASTA if it begins with
         '>', JSONL if it begins with '{', BED if `fasta` is given, and else CSV or TSV by its header.
     fasta : Path, optional
-        The genome of a BED file, plain or BGZF; regions on the strand '-' are given as their reverse complement.
+        The genome of a BED file: FASTA, plain, gzip or BGZF, of which a pack is made, or a pack. Regions on the strand
+        '-' are given as their reverse complement.
     seq_col, id_col : str, optional
         Columns of a table; by default known by their name, the sequences also by what they hold.
 
@@ -94,7 +96,7 @@ def nucleotides(text: str, place: str) -> str:
     if not text:
         raise InputError(f"{place} has an empty sequence; each needs at least one base: remove the row or complete it")
     if not text.isascii() or (text.encode().translate(_UPPER, _ALLOWED + _ALLOWED.lower())):
-        at, letter = next((at, letter) for at, letter in enumerate(text, 1) if letter.upper() not in IUPAC)
+        at, letter = next((at, letter) for at, letter in enumerate(text, 1) if letter not in IUPAC + IUPAC.lower())
         raise InputError(
             f"{place} has {letter!r} at position {at:,} of its sequence, which is no nucleotide; "
             f"allowed are {IUPAC} in either case"
@@ -133,25 +135,25 @@ def bed_regions(file: IO[bytes], source: str, fasta: Path) -> Iterator[BedSequen
 
     Raises
     ------
-    InputError              a strand that is not '+', '-' or '.'; a region with what is no nucleotide
+    InputError              a strand that is not '+', '-' or '.'
     IntervalError           a malformed line, an unknown contig, a region off its end
-    FastaError              the genome cannot be read at random; says how to compress it
+    FastaError              the genome is not readable FASTA
+    WriteError              there is no room for the genome's pack
     """
-    with contextlib.closing(open_reference(fasta)) as reference:
-        lengths = {name: len(reference[name]) for name in reference.keys()}  # noqa: SIM118 - no dict
-        lines = ((number, line.rstrip("\r\n")) for number, line in text_lines(file, source))
-        for region in parse_bed(lines, named(source), lengths):
-            contig, start, end = region.interval.contig, region.interval.start, region.interval.end
-            coordinates = f"{contig}:{start + 1}-{end}"
-            if region.strand not in ("", ".", "+", "-"):
-                raise InputError(
-                    f"{named(source)}: {coordinates} has the strand {region.strand!r} in its sixth column; "
-                    "allowed are +, - and ."
-                )
-            bases = nucleotides(str(reference.faidx.fetch(contig, start + 1, end)), f"{fasta}, {coordinates}")
-            name = "" if region.name == "." else region.name
-            sequence = reverse_complement(bases) if region.strand == "-" else bases
-            yield BedSequence(name or coordinates, coordinates, name, contig, sequence)
+    genome = packed(fasta)
+    lines = ((number, line.rstrip("\r\n")) for number, line in text_lines(file, source))
+    for region in parse_bed(lines, named(source), genome.lengths):
+        contig, start, end = region.interval.contig, region.interval.start, region.interval.end
+        coordinates = f"{contig}:{start + 1}-{end}"
+        if region.strand not in ("", ".", "+", "-"):
+            raise InputError(
+                f"{named(source)}: {coordinates} has the strand {region.strand!r} in its sixth column; "
+                "allowed are +, - and ."
+            )
+        bases = genome.fetch(region.interval).tobytes().translate(_UPPER).decode()
+        name = "" if region.name == "." else region.name
+        sequence = reverse_complement(bases) if region.strand == "-" else bases
+        yield BedSequence(name or coordinates, coordinates, name, contig, sequence)
 
 
 def _rows(table: Table, seq_col: str | None, id_col: str | None) -> Iterator[tuple[str, str]]:

@@ -63,23 +63,28 @@ def open_table(source: str) -> Iterator[Table]:
 
 def table_of(stream: IO[bytes], source: str, first: bytes, kind: Format) -> Table:
     """The table in an open stream of which the first line and the kind are known."""
-    table = _parquet(source) if kind == "parquet" else _text_table(stream, source, first, kind)
+    match kind:
+        case "parquet":
+            table = _parquet(source)
+        case "jsonl":
+            table = _json_lines(stream, source)
+        case _:
+            table = _delimited(stream, source, first)
     if not table.head:
         raise InputError(f"{table.source} has a header ({', '.join(table.columns)}) but no row")
     return table
 
 
-def _text_table(stream: IO[bytes], source: str, first: bytes, kind: Format) -> Table:
-    read = _json_rows if kind == "jsonl" else _delimited_rows
-    columns, rows = read(stream, source, first)
+def _delimited(stream: IO[bytes], source: str, first: bytes) -> Table:
+    columns, rows = _delimited_rows(stream, source, first)
     head = tuple(itertools.islice(rows, _HEAD_ROWS))
 
-    def project(names: tuple[str, ...]) -> Iterator[Row]:
+    def read(names: tuple[str, ...]) -> Iterator[Row]:
         wanted = [columns.index(name) for name in names]
         for number, fields in itertools.chain(head, rows):
             yield number, tuple(fields[at] for at in wanted)
 
-    return Table(named(source), columns, "line", tuple(fields for _, fields in head), project)
+    return Table(named(source), columns, "line", tuple(fields for _, fields in head), read)
 
 
 def _delimited_rows(stream: IO[bytes], source: str, first: bytes) -> tuple[tuple[str, ...], Iterator[Row]]:
@@ -87,8 +92,7 @@ def _delimited_rows(stream: IO[bytes], source: str, first: bytes) -> tuple[tuple
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     order = "\t,;" if source.lower().removesuffix(".gz").endswith((".tsv", ".tab")) else ",\t;"
     delimiter = max(order, key=first.decode("utf-8", "replace").count)
-    lines = (line for _, line in text_lines(stream, source))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(_without_comments(text_lines(stream, source)), delimiter=delimiter, strict=True)
     rows = _csv_rows(reader, named(source))
     number, header = next(rows, (0, ()))
     if any(re.fullmatch("[ACGTUNacgtun]{10,}", name.strip()) for name in header):
@@ -97,6 +101,14 @@ def _delimited_rows(stream: IO[bytes], source: str, first: bytes) -> tuple[tuple
             "begin it with a line of column names, such as sequence,label"
         )
     return _checked_names(header, f"{named(source)}, line {number}"), _even_rows(rows, len(header), named(source))
+
+
+def _without_comments(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    """The lines, of which those that begin with '# ' before the header are blank: the rest keep their number."""
+    leading = True
+    for _, line in lines:
+        leading = leading and (not line.strip() or line.startswith("# "))
+        yield "\n" if leading else line
 
 
 def _csv_rows(reader: Any, source: str) -> Iterator[Row]:
@@ -125,18 +137,22 @@ def _even_rows(rows: Iterator[Row], width: int, source: str) -> Iterator[Row]:
         yield number, fields
 
 
-def _json_rows(stream: IO[bytes], source: str, first: bytes) -> tuple[tuple[str, ...], Iterator[Row]]:
+def _json_lines(stream: IO[bytes], source: str) -> Table:
     objects = _json_objects(stream, source)
-    number, top = next(objects)
-    columns = _checked_names(tuple(top), f"{named(source)}, line {number}")
+    head = tuple(itertools.islice(objects, _HEAD_ROWS))
+    columns = _checked_names(tuple(head[0][1]), f"{named(source)}, line {head[0][0]}")
 
-    def rows() -> Iterator[Row]:
-        for number, fields in itertools.chain([(number_of_top, top)], objects):
-            place = f"{named(source)}, line {number}"
-            yield number, tuple(_json_text(fields.get(name), name, place) for name in columns)
+    def read(names: tuple[str, ...]) -> Iterator[Row]:
+        for number, fields in itertools.chain(head, objects):
+            if odd := [name for name in names if isinstance(fields.get(name), dict)]:
+                raise InputError(
+                    f"{named(source)}, line {number}: {odd[0]!r} holds an object; "
+                    "text, a number or a list of them is wanted"
+                )
+            yield number, tuple(_json_text(fields.get(name)) for name in names)
 
-    number_of_top = number
-    return columns, rows()
+    shown = tuple(tuple(_json_text(fields.get(name)) for name in columns) for _, fields in head)
+    return Table(named(source), columns, "line", shown, read)
 
 
 def _json_objects(stream: IO[bytes], source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -154,16 +170,12 @@ def _json_objects(stream: IO[bytes], source: str) -> Iterator[tuple[int, dict[st
         yield number, value
 
 
-def _json_text(value: Any, column: str, place: str) -> str:
+def _json_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
-        return ";".join(_json_text(part, column, place) for part in value)
-    if isinstance(value, dict):
-        raise InputError(f"{place}: {column!r} holds an object; text, a number or a list of them is wanted")
-    return str(value)
+    return ";".join(map(_json_text, value)) if isinstance(value, list) else str(value)
 
 
 def _parquet(source: str) -> Table:

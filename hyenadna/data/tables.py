@@ -84,8 +84,9 @@ class _Reader:
     def read(self, source: str, part: Part | None) -> LabelledSequences:
         """One file or folder of classes; all of it belongs to `part` if that is known."""
         if Path(source).is_dir():
-            if self.labels is not None:
-                raise UsageError(f"--labels {self.config.labels}: the folders in {source} are the labels; leave it out")
+            for flag, given in (("--labels", self.config.labels), ("--fasta", self.config.fasta)):
+                if given is not None:
+                    raise UsageError(f"{flag} {given}: the folders in {source} give labels and sequences; leave it out")
             data = read_class_folder(Path(source))
         else:
             with open_sequences(source, self.config.fasta) as (kind, first, file):
