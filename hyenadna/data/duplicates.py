@@ -8,13 +8,14 @@ one, so that strands do not matter; k-mers with other letters than A, C, G, T, a
     shared >= log4(2 * 10^8 * n_a * n_b) - 11      a run of so many by chance: fewer than 1 of 10^8 random pairs
 
 The first is the containment index (Broder 1997); 0.15 is what is left of 12-mers when 15 % of the bases differ
-(0.85^12 = 0.14; Ondov et al. 2016 and Hera et al. 2023 derive this relation). A sequence within a longer one is therefore
-a near duplicate of it, and so are two windows that overlap by more than about a sixth. Sequences under about 20 bases
-have too few k-mers for the second, and are only compared exactly.
+(0.85^12 = 0.14; Ondov et al. 2016 and Hera et al. 2023 derive this relation). So a sequence within a longer one is a
+near duplicate of it, as are two windows that overlap by more than about a sixth, and young copies of one transposon
+(human Alu). Sequences under about 20 bases have too few k-mers for the second, and are only compared exactly.
 
 Of a sequence with more than 2,048 k-mers only those are kept whose hash is small enough to leave about as many
 (FracMinHash, Hera et al. 2023); a pair is compared on the k-mers that both would have kept, and the first threshold is
-scaled by their share. A k-mer that very many sequences have is followed to 64 of them, the likest by smallest hashes.
+scaled by their share. A k-mer that very many sequences have is followed to 1,024 of them, the likest by smallest hash;
+to fewer, down to 16, where that would be more than 2^27 comparisons (thousands of variants of one sequence).
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ CONTAINMENT = 0.15
 """Share of the k-mers of the smaller sequence that near duplicates have in common."""
 _BY_CHANCE = 1e-8
 _KEPT = 2048
-_PARTNERS = 64
+_PARTNERS = (1024, 512, 256, 128, 64, 32, 16)
+_COMPARISONS = 1 << 27
 _LONGEST_UNIT = 4
 _HASHES = 1 << (2 * K)
 _BASES_AT_ONCE = 1 << 22
@@ -71,11 +73,11 @@ def duplicated(train: Sequence[str], test: Sequence[str]) -> Duplicates:
     exact = np.array([sequence in known for sequence in test], dtype=bool)
     other = np.array([reverse_complement(sequence) in known for sequence in test], dtype=bool) & ~exact
     near = np.zeros(len(test), dtype=bool)
-    open_rows = np.flatnonzero(~exact & ~other)
-    if len(open_rows) and len(train):
-        queries = _Sketches.of([test[row] for row in open_rows])
-        for found, _ in _near_pairs(queries, _Sketches.of(list(known))):
-            near[open_rows[found]] = True
+    unknown = np.flatnonzero(~exact & ~other)
+    if len(unknown) and len(train):
+        queries = _Sketches.of([test[int(row)] for row in unknown])
+        for found, _ in _near_pairs(queries, _Sketches.of(sorted(known))):
+            near[unknown[found]] = True
     return Duplicates(exact, other, near)
 
 
@@ -223,10 +225,11 @@ def _windows(
     # a table is many times faster than searching: the lists are met in random order
     starts = np.concatenate([[0], np.cumsum(np.bincount(index // n, minlength=_HASHES))])
     first, last = starts[queries.hashes], starts[queries.hashes + 1]
-    long = np.flatnonzero(last - first > _PARTNERS)
+    partners = next((n for n in _PARTNERS if np.minimum(last - first, n).sum() <= _COMPARISONS), _PARTNERS[-1])
+    long = np.flatnonzero(last - first > partners)
     middle = np.searchsorted(index, queries.hashes[long] * n + own_places[queries.rows[long]])
-    first[long] = np.clip(middle - _PARTNERS // 2, first[long], last[long] - _PARTNERS)
-    last[long] = first[long] + _PARTNERS
+    first[long] = np.clip(middle - partners // 2, first[long], last[long] - partners)
+    last[long] = first[long] + partners
     return first, last
 
 
@@ -236,4 +239,5 @@ def _enough(
     """Whether so many shared k-mers make near duplicates of sequence a of the ones and b of the others."""
     smaller = np.minimum(a_of.sizes[a], b_of.sizes[b]) * np.minimum(a_of.shares[a], b_of.shares[b])
     by_chance = np.log(2 / _BY_CHANCE * a_of.sizes[a] * b_of.sizes[b]) / np.log(4) - (K - 1)
-    return (shared >= CONTAINMENT * smaller) & (shared >= by_chance)
+    enough: NDArray[np.bool_] = shared >= np.maximum(CONTAINMENT * smaller, by_chance)
+    return enough

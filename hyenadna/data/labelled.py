@@ -31,6 +31,8 @@ class LabelledSequences:
     """What must not be torn apart by a split: contig, gene, patient. None: unknown."""
     source: str = ""
     """Where the data come from, in words."""
+    rule: str = ""
+    """How the parts were made, in words, where we made them (`hyenadna.data.label_split`)."""
 
     def __post_init__(self) -> None:
         for name in ("sequences", "labels", "parts", "groups"):
