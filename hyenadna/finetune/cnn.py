@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hyenadna.finetune.composition import codes
 from hyenadna.finetune.task import Task
 
-SHORTEST = 50
+SHORTEST = 57
 """Bases to which shorter sequences are padded, so that three convolutions and pools leave something."""
 LONGEST = 4096
 """Bases; the first linear layer grows with the length, and longer sequences are cut to their first ones."""

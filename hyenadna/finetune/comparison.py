@@ -1,9 +1,16 @@
 """A fine-tuned model beside the baselines, over splits, seeds and test rows: means, differences, intervals.
 
-A number of a report is the mean over the splits of the mean over a split's seeds. Its interval comes from a bootstrap
-on three levels: splits are drawn with replacement, within each drawn split its seeds, and, once for all runs, the test
-rows. Rows are drawn by their id (or group), so that a row that several splits test is drawn in all of them or in none,
-and the model and the baselines are measured on the same draws, which pairs them.
+A number of a report is the mean over the splits of the mean over a split's seeds. Its interval is that of a
+hierarchical bootstrap. Test rows are drawn with replacement by their id (or group), the same ones for the model, the
+baselines and every split that tests them. To each resample come effects of the split and of the seed, drawn with
+replacement from the observed ones, which are scaled to the variance that is left of the spread between runs when what
+rows alone cause is taken away:
+
+    seeds:   sum over s, k of (m_sk - m_s)^2 / sum over s of (K_s - 1)  -  the same under resampling of rows
+    splits:  sum over s of (m_s - m)^2 / (S - 1)  -  the same under resampling of rows  -  what the seeds explain
+
+Drawing whole runs instead would count the rows' noise once in the rows and again in the runs, and give intervals up to
+1.7 times too wide. With fewer than about five splits or seeds their variance itself is hardly known.
 """
 
 import dataclasses
@@ -16,16 +23,7 @@ from numpy.typing import NDArray
 from hyenadna.data.labelled import LabelledSequences
 from hyenadna.errors import ShapeError
 from hyenadna.finetune.baselines import Baseline
-from hyenadna.finetune.metrics import (
-    Score,
-    Scores,
-    drawn,
-    estimate,
-    main_metric,
-    metric_names,
-    resample_chunks,
-    scorer,
-)
+from hyenadna.finetune.metrics import Score, drawn, estimate, main_metric, metric_names, resample_chunks, scorer
 from hyenadna.finetune.task import Task
 from hyenadna.inference.bootstrap import Estimate
 
@@ -58,7 +56,7 @@ class Comparison:
     """The model and the baselines on the same test rows."""
 
     rows: int
-    """Different test rows, over all splits."""
+    """Different test rows, over all splits: of other ids or sequences."""
     drawn: str
     """What the bootstrap draws, in words."""
     models: dict[str, dict[str, Estimate]]
@@ -99,29 +97,94 @@ def compare(
     if not splits:
         return None
     units, how = _units([split.test for split in splits])
-    points = _means(splits, [np.ones((1, len(unit))) for unit in units], None)
-    random = np.random.default_rng(seed)
-    total = max(int(unit.max()) for unit in units) + 1
-    chunks: list[dict[str, Scores]] = []
-    for resamples in resample_chunks(max(total, sum(map(len, units)))):
-        weights = drawn(total, resamples, random)
-        chunks.append(_means(splits, [weights[:, unit] for unit in units], random))
-    resampled = {
-        name: {metric: np.concatenate([chunk[name][metric] for chunk in chunks]) for metric in points[name]}
-        for name in points
+    measured = _measured(splits, units, seed)
+    names = metric_names(task)
+    models = {name: {metric: found[metric].estimate(seed) for metric in names} for name, found in measured.items()}
+    differences = {
+        name: {metric: measured[MODEL][metric].minus(found[metric]).estimate(seed) for metric in names}
+        for name, found in measured.items()
+        if name != MODEL
     }
-    if total < 2:  # one row or group alone has no spread
-        resampled = {name: {metric: np.full(1, np.nan) for metric in points[name]} for name in points}
-    models, differences = {}, {}
-    for name in points:
-        pairs = {metric: (points[name][metric], resampled[name][metric]) for metric in metric_names(task)}
-        models[name] = {metric: estimate(float(value[0]), draws) for metric, (value, draws) in pairs.items()}
-        differences[name] = {
-            metric: estimate(float((points[MODEL][metric] - value)[0]), resampled[MODEL][metric] - draws)
-            for metric, (value, draws) in pairs.items()
-        }
-    del differences[MODEL]
-    return Comparison(total, how, models, differences, _best(task, models))
+    rows = {key for split in splits for key in zip(split.test.ids, split.test.sequences, strict=True)}
+    return Comparison(len(rows), how, models, differences, _best(task, models))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """One metric of one model in every run, on the rows as they are and on resampled rows."""
+
+    split: NDArray[np.int64]
+    """(runs,)"""
+    points: NDArray[np.float64]
+    """(runs,); NaN where it is not defined."""
+    resampled: NDArray[np.float64]
+    """(resamples, runs): rows drawn anew, the same ones for all runs."""
+
+    def minus(self, other: "Runs") -> "Runs":
+        """Each run less the one run that `other` has of its split."""
+        column = np.array([np.flatnonzero(other.split == split)[0] for split in self.split])
+        return Runs(self.split, self.points - other.points[column], self.resampled - other.resampled[:, column])
+
+    def estimate(self, seed: int) -> Estimate:
+        """Mean over splits and seeds; the interval holds rows, and splits and seeds where there are several."""
+        known = ~np.isnan(self.points)
+        if not known.any():
+            return Estimate(float("nan"), float("nan"), float("nan"))
+        _, split = np.unique(self.split[known], return_inverse=True)
+        # a resample of rows on which a run is not defined says nothing of the mean
+        rows = self.resampled[:, known]
+        rows = rows[~np.isnan(rows).any(axis=1)]
+        random = np.random.default_rng(seed)
+        of_split = np.eye(split.max() + 1)[:, split]
+        of_split /= of_split.sum(axis=1, keepdims=True)  # (splits, runs): means over the seeds of a split
+        points = self.points[known]
+        means, row_means = of_split @ points, rows @ of_split.T
+        values = row_means.mean(axis=1)
+        if len(rows):
+            seeds = _effects(points - means[split], rows - row_means[:, split], len(points) - len(means), 0.0)
+            explained = float(np.mean((of_split**2).sum(axis=1)) * np.mean(seeds**2))
+            splits = _effects(means - means.mean(), row_means - values[:, None], len(means) - 1, explained)
+            values = values + random.choice(splits, size=(len(rows), len(means))).mean(axis=1)
+            values = values + (random.choice(seeds, size=rows.shape) @ of_split.T).mean(axis=1)
+        return estimate(float(means.mean()), values)
+
+
+def _effects(
+    observed: NDArray[np.float64], of_rows: NDArray[np.float64], freedom: int, explained: float
+) -> NDArray[np.float64]:
+    """Deviations (n,) scaled to the variance that neither rows nor what else is explained cause; 0 without freedom."""
+    total = float((observed**2).sum())
+    if freedom == 0 or total == 0:
+        return np.zeros_like(observed)
+    by_rows = float(of_rows.var(axis=0).sum()) / freedom
+    left = max(0.0, total / freedom - by_rows - explained)
+    scaled: NDArray[np.float64] = observed * np.sqrt(left * len(observed) / total)
+    return scaled
+
+
+def _measured(splits: "Sequence[_Split]", units: Sequence[NDArray[np.int64]], seed: int) -> dict[str, dict[str, Runs]]:
+    """Every metric of the model and of the baselines, in every run."""
+    columns = [(MODEL, index, score) for index, split in enumerate(splits) for score in split.runs]
+    columns += [(name, index, score) for index, split in enumerate(splits) for name, score in split.baselines.items()]
+    total = max(int(unit.max()) for unit in units) + 1
+    points = [score(np.ones((1, len(units[index])))) for _, index, score in columns]
+    random = np.random.default_rng(seed)
+    chunks = []
+    # one row or group alone has no spread
+    for resamples in resample_chunks(max(total, max(map(len, units)))) if total > 1 else ():
+        weights = drawn(total, resamples, random)
+        chunks.append([score(weights[:, units[index]]) for _, index, score in columns])
+    found: dict[str, dict[str, Runs]] = {}
+    for name in dict.fromkeys(name for name, _, _ in columns):
+        of_name = [number for number, column in enumerate(columns) if column[0] == name]
+        for metric in points[of_name[0]]:
+            rows = [np.stack([chunk[number][metric] for number in of_name], axis=1) for chunk in chunks]
+            found.setdefault(name, {})[metric] = Runs(
+                np.array([columns[number][1] for number in of_name]),
+                np.array([points[number][metric][0] for number in of_name]),
+                np.concatenate(rows) if rows else np.zeros((0, len(of_name))),
+            )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,33 +240,6 @@ def _units(tests: Sequence[LabelledSequences]) -> tuple[list[NDArray[np.int64]],
         how = f"{len({key for rows in keys for key in rows}):,} rows"
     number: dict[Any, int] = {}
     return [np.array([number.setdefault(key, len(number)) for key in rows]) for rows in keys], how
-
-
-def _means(
-    splits: Sequence[_Split], weights: Sequence[NDArray[np.float64]], random: np.random.Generator | None
-) -> dict[str, Scores]:
-    """Each metric of each model, mean over (drawn) splits and seeds: (resamples,). Without random, all once."""
-    resamples = len(weights[0])
-
-    def times(number: int) -> NDArray[np.float64]:
-        return np.ones((resamples, number)) if random is None else drawn(number, resamples, random)
-
-    of_split = times(len(splits))
-    sums: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
-    for index, split in enumerate(splits):
-        of_seed = times(len(split.runs))
-        scored = [(MODEL, score(weights[index]), of_seed[:, run]) for run, score in enumerate(split.runs)]
-        scored += [(name, score(weights[index]), np.full(resamples, 1.0)) for name, score in split.baselines.items()]
-        for name, scores, share in scored:
-            count = len(split.runs) if name == MODEL else 1
-            for metric, values in scores.items():
-                # a run on which a metric is not defined is left out of the mean
-                weight = np.where(np.isnan(values), 0.0, of_split[:, index] * share / count)
-                total = sums.setdefault(name, {}).setdefault(metric, [np.zeros(resamples), np.zeros(resamples)])
-                total[0] += weight * np.nan_to_num(values)
-                total[1] += weight
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {name: {metric: value / n for metric, (value, n) in found.items()} for name, found in sums.items()}
 
 
 def _best(task: Task, models: Mapping[str, Mapping[str, Estimate]]) -> str | None:

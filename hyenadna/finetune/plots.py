@@ -27,8 +27,10 @@ class Curve(NamedTuple):
     precision: NDArray[np.float64]
     colour: int
     """Curves of one number have one colour; 0 is the language model."""
-    label: str
-    """In the legend; curves without one are not named there."""
+    auroc: str = ""
+    """In the legend of the ROC curves; a curve without one is not named there."""
+    auprc: str = ""
+    """In the legend of the precision-recall curves."""
 
 
 def side_by_side(width: float = 9.6, height: float = 4.6) -> "tuple[Figure, list[Axes]]":
@@ -57,11 +59,10 @@ def roc_and_precision_recall(axes: "Sequence[Axes]", curves: Sequence[Curve], po
             "color": _COLOURS[curve.colour],
             "linewidth": 1.2,
             "alpha": 0.85,
-            "label": curve.label or None,
         }
-        left.plot(curve.false_positive, curve.true_positive, **look)
+        left.plot(curve.false_positive, curve.true_positive, label=curve.auroc or None, **look)
         # precision holds from one threshold to the next: average precision is the area under these steps
-        right.step(curve.recall, curve.precision, where="post", **look)
+        right.step(curve.recall, curve.precision, where="post", label=curve.auprc or None, **look)
     left.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1, label="guessing")
     if positives == positives:
         right.axhline(positives, linestyle="--", color="0.6", linewidth=1, label="guessing")

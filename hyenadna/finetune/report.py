@@ -157,14 +157,14 @@ class Report:
     def _table(self, title: str, test: Comparison) -> list[str]:
         metrics, main = metric_names(self.task), main_metric(self.task)
         width = max(len(title), *(len(name) + 2 for name in test.models)) + 2
-        heads = "".join(f"{metric:<23}" for metric in metrics)
+        heads = "".join(f"{metric:<24}" for metric in metrics)
         lines = [f"{title:<{width}}{heads}{main}: model - this"]
         for name, found in test.models.items():
-            cells = "".join(f"{_cell(found[metric]):<23}" for metric in metrics)
+            cells = "".join(f"{_cell(found[metric]):<24}" for metric in metrics)
             gap = _signed(test.differences[name][main]) if name in test.differences else ""
             lines.append(f"{name + (' *' if name == test.best else ''):<{width}}{cells}{gap}".rstrip())
         counted = "sequences" if self.task.kind == "nucleotide" else "rows"
-        return [*lines, f"{test.rows:,} {counted}; {test.drawn} drawn" + ("; * best baseline" if test.best else "")]
+        return [*lines, f"{test.rows:,} different {counted}" + ("; * best baseline" if test.best else "")]
 
     def _notes(self) -> dict[str, str]:
         """Of the first split: what each baseline chose or why it did not apply, and of others only what did not."""
@@ -194,7 +194,8 @@ class Report:
         instead = "use it instead, it is smaller and quicker."
         if gap.high < 0:
             return Verdict("worse", best, f"A baseline is better than the language model, {best}: {shown}; {instead}")
-        return Verdict("as good", best, f"A baseline is as good as the language model, {best}: {shown}; {instead}")
+        text = f"As far as {test.rows:,} test rows tell, a baseline is as good as the language model, {best}: {shown}; "
+        return Verdict("as good", best, text + instead)
 
 
 def _number(value: float) -> str:

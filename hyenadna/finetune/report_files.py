@@ -70,11 +70,11 @@ def draw_confusion(task: Task, runs: Sequence[TestRun], path: Path) -> None:
         said = np.nan_to_num(run.predictions).argmax(axis=-1)
         np.add.at(table, (run.targets[known], said[known]), 1)
     size = 2.4 + 0.75 * min(task.outputs, 12)
-    drawn, ax = plots.figure(size + 0.6, size)
+    drawn, ax = plots.figure(size + 0.2, size)
     drawings.confusion(ax, table, task.labels)
-    counted = "bases" if task.kind == "nucleotide" else "test rows"
-    several = f" of {len(runs)} trainings" if len(runs) > 1 else ""
-    ax.set_title(f"{table.sum():,} {counted}{several}", fontsize="medium")
+    counted = "test bases" if task.kind == "nucleotide" else "test rows"
+    title = f"{table.sum():,} {counted}" if len(runs) == 1 else f"{table.sum():,} predictions of {len(runs)} trainings"
+    ax.set_title(title, fontsize="medium")
     rows = [[name, *map(int, counts)] for name, counts in zip(task.labels, table, strict=True)]
     plots.save(drawn, path, ["true", *(f"predicted_{name}" for name in task.labels)], rows)
 
@@ -101,7 +101,8 @@ def draw_curves(
         title = f"{len(runs[0].test):,} test rows, each class against the others"
     if len(runs) > 1:
         one = f"split {runs[0].split}, seed {runs[0].seed}"
-        title += f"; {min(len(runs), _MOST_RUNS)} trainings" if task.kind == "binary" else f"; {one}"
+        shown = f"; {min(len(runs), _MOST_RUNS)} of {len(runs)} trainings" if len(runs) > _MOST_RUNS else ", trainings"
+        title += shown if task.kind == "binary" else f"; {one}"
     if not curves:
         return
     drawn, panels = drawings.side_by_side()
@@ -137,7 +138,11 @@ def _binary_curves(
     runs: Sequence[TestRun], baselines: Mapping[int, Sequence[Baseline]], test: Comparison
 ) -> Iterator[Curve]:
     """The best baseline of each split first, so that the model lies on top."""
-    legend = {name: f"{name}, AUROC {_short(test.models[name]['auroc'])}" for name in (test.best, MODEL) if name}
+    legend = {
+        name: [f"{name}, {metric.upper()} {_short(test.models[name][metric])}" for metric in ("auroc", "auprc")]
+        for name in (test.best, MODEL)
+        if name
+    }
     drawn: Counter[tuple[str, int]] = Counter()
     for name, colour in ((test.best, 1), (MODEL, 0)):
         for run in runs:
@@ -150,29 +155,33 @@ def _binary_curves(
                 said = next(one.predictions for one in baselines[run.split] if one.name == name)
             assert said is not None  # the best baseline applies in every split
             full = f"{name}, split {run.split}" + (f", seed {run.seed}" if name == MODEL else "")
-            yield _curve(full, run.targets == 1, said[:, 1], colour, legend.pop(name, ""))
+            yield _curve(full, run.targets == 1, said[:, 1], colour, *legend.pop(name, ()))
             drawn[(name, run.split)] += 1
 
 
 def _class_curves(task: Task, run: TestRun) -> Iterator[Curve]:
     """Of the commonest classes or labels that some test rows have and some have not."""
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     yes = run.targets > 0 if task.kind == "multilabel" else np.eye(task.outputs, dtype=bool)[run.targets]
     counts = yes.sum(axis=0)
     known = [number for number in np.argsort(-counts, kind="stable") if 0 < counts[number] < len(yes)]
     for colour, number in enumerate(known[: drawings.MOST_CURVES]):
         name, said = task.labels[number], run.predictions[:, number]
-        legend = f"{name} (n = {counts[number]:,}), AUROC {roc_auc_score(yes[:, number], said):.3f}"
-        yield _curve(name, yes[:, number], said, colour, legend)
+        areas = roc_auc_score(yes[:, number], said), average_precision_score(yes[:, number], said)
+        legend = [
+            f"{name} (n = {counts[number]:,}), {metric} {area:.3f}"
+            for metric, area in zip(("AUROC", "AUPRC"), areas, strict=True)
+        ]
+        yield _curve(name, yes[:, number], said, colour, *legend)
 
 
-def _curve(name: str, truth: NDArray[np.bool_], said: NDArray[np.float64], colour: int, legend: str) -> Curve:
+def _curve(name: str, truth: NDArray[np.bool_], said: NDArray[np.float64], colour: int, *legend: str) -> Curve:
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     false_positive, true_positive, _ = roc_curve(truth, said)
     precision, recall, _ = precision_recall_curve(truth, said, drop_intermediate=True)
-    return Curve(name, false_positive, true_positive, recall, precision, colour, legend)
+    return Curve(name, false_positive, true_positive, recall, precision, colour, *legend)
 
 
 def _short(found: Estimate) -> str:
