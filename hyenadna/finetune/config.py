@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hyenadna.data.data_config import DataConfig
+from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.errors import UsageError
 from hyenadna.finetune.adaptation import Adaptation
-from hyenadna.finetune.kinds import Kind
 
 DOES_NOT_CHANGE_THE_MODEL = frozenset({"out", "device", "threads", "baselines"})
 """Fields that may differ when a run is resumed."""
