@@ -5,6 +5,7 @@ import pytest
 import torch
 from finetuning import base, labelled, planted, trainer, write_table
 
+from hyenadna import plots
 from hyenadna.data.tokenizer import IGNORE, decode
 from hyenadna.errors import (
     CheckpointError,
@@ -15,7 +16,7 @@ from hyenadna.errors import (
     SequenceTooLong,
     UsageError,
 )
-from hyenadna.finetune import adapter
+from hyenadna.finetune import adapter, plan
 from hyenadna.finetune import finetune as module
 from hyenadna.finetune.apply import apply
 from hyenadna.finetune.config import FinetuneConfig
@@ -157,9 +158,9 @@ def test_other_tasks_are_learnt(kind):
         "regression": lambda s: str(100 + 10 * s.count("A")),
         "multilabel": lambda s: ";".join(x for x in "AC" if s.count(x) > 5),
         "nucleotide": lambda s: "".join("01"[x in "GC"] for x in s),
-        "multiclass": lambda s: max("ACG", key=s.count),
+        "multiclass": lambda s: "abc"[(s.count("A") > 4) + (s.count("A") > 5)],
     }[kind]
-    rows, valid = ([(s, label(s)) for s, _ in planted(n, 20, seed=n)] for n in (60, 30))
+    rows, valid = ([(s, label(s)) for s, _ in planted(n, 20, seed=n)] for n in (120, 40))
     made = trainer(rows, valid, task=Task.of([y for _, y in rows], kind), epochs=12, lr=0.01, head_lr=0.01, dropout=0.0)
     losses = [made.epoch()["valid_loss"] for _ in range(12)]
     assert min(losses) < 0.8 * losses[0] and made.state.best.metric > 0.6
@@ -173,6 +174,21 @@ def files(tmp_path_factory):
     write_table(folder / "train.csv", planted(60, 20, seed=4))
     write_table(folder / "test.csv", planted(30, 20, seed=5))
     return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what other tests test, and what takes the most of the time here: the check of the rows, and plots."""
+
+    class NoCheck:
+        def text(self):
+            return "not checked"
+
+        def to_json(self):
+            return {}
+
+    monkeypatch.setattr(plan, "check", lambda data, kind: NoCheck())
+    monkeypatch.setattr(plots, "write_png", lambda drawn, path: path.write_bytes(b""))
 
 
 def config(files, out, **fields):
@@ -213,7 +229,7 @@ def test_the_folder_of_one_run(files, tmp_path, capfd):
     assert run.result()["adapter"] == str(folder / "adapter")
 
 
-def test_a_run_that_died_continues_and_a_finished_one_trains_no_more(files, tmp_path, monkeypatch):
+def test_a_run_that_died_continues_and_a_finished_one_trains_no_more(files, tmp_path, monkeypatch, quick):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finetune(config(files, whole, dropout=0.3))
     epoch = Trainer.epoch
@@ -248,7 +264,7 @@ def test_a_run_that_died_continues_and_a_finished_one_trains_no_more(files, tmp_
     assert (whole / "report.json").read_bytes() == report
 
 
-def test_a_folder_takes_one_run_only(files, tmp_path):
+def test_a_folder_takes_one_run_only(files, tmp_path, quick):
     folder = tmp_path / "run"
     finetune(config(files, folder, method="head"))
     with pytest.raises(RunFolderError, match=r"differs in lr \(0\.01 there, 0\.5 now\); give the same, .* --overwrite"):
@@ -277,7 +293,7 @@ def test_a_folder_takes_one_run_only(files, tmp_path):
         finetune(config(files, files / "train.csv"))
 
 
-def test_several_splits_and_seeds(files, tmp_path):
+def test_several_splits_and_seeds(files, tmp_path, quick):
     folder = tmp_path / "run"
     run = finetune(config(files, folder, method="head", splits=2, seeds=2, epochs=2, baselines=True))
     names = [f"split-{split}-seed-{seed}" for split in (0, 1) for seed in (0, 1)]
@@ -296,14 +312,14 @@ def test_several_splits_and_seeds(files, tmp_path):
     assert again["tests"]["full"]["models"]["majority class"] == report["tests"]["full"]["models"]["majority class"]
 
 
-def test_folds_test_every_row_once(files, tmp_path):
+def test_folds_test_every_row_once(files, tmp_path, quick):
     run = finetune(config(files, tmp_path / "run", method="head", folds=3, epochs=1, train_share=0.5))
     tested = [name for test in run.report.runs for name in test.test.ids]
     assert sorted(tested) == sorted(map(str, range(1, 61)))
     assert "drawn by class" not in run.report.text() and "train 18" in run.report.settings["rows"]
 
 
-def test_the_test_rows_change_nothing_that_is_learnt(files, tmp_path, monkeypatch):
+def test_the_test_rows_change_nothing_that_is_learnt(files, tmp_path, monkeypatch, quick):
     """Same rows to learn from, other rows to test on: the same weights; and they are predicted once."""
     write_table(files / "test2.csv", planted(20, 20, seed=6))
     seen = []
@@ -316,14 +332,14 @@ def test_the_test_rows_change_nothing_that_is_learnt(files, tmp_path, monkeypatc
     assert one == two and seen == [30, 20]
 
 
-def test_random_weights_are_a_control_that_can_be_loaded(files, tmp_path):
+def test_random_weights_are_a_control_that_can_be_loaded(files, tmp_path, quick):
     finetune(config(files, tmp_path / "run", init="random", method="lora", seeds=2, epochs=1))
     model = adapter.load(tmp_path / "run")
     assert not torch.equal(model.base.embedding.weight, base().embedding.weight)
     assert model.base.config == base().config
 
 
-def test_rows_that_cannot_be_learnt_from(files, tmp_path):
+def test_rows_that_cannot_be_learnt_from(files, tmp_path, quick):
     long = write_table(tmp_path / "long.csv", planted(40, 79))
     with pytest.raises(
         SequenceTooLong, match=r"1 has 79 bases; .* takes up to 78: shorten the sequences, or take a model"
@@ -333,7 +349,10 @@ def test_rows_that_cannot_be_learnt_from(files, tmp_path):
         SequenceTooLong, match=r"with a prompt of 60 takes up to 18: shorten the sequences or the prompt"
     ):
         finetune(config(files, tmp_path / "b", method="soft-prompt", prompt_length=60))
-    few = write_table(tmp_path / "few.csv", planted(4, 20))
+    one = write_table(tmp_path / "one.csv", [(sequence, "x") for sequence, _ in planted(20, 20)])
+    with pytest.raises(InputError, match="there is one class only, 'x'"):
+        finetune(config(files, tmp_path / "c", data=str(one)))
+    few = write_table(tmp_path / "few.csv", planted(2, 20))
     with pytest.raises(InputError):
         finetune(config(files, tmp_path / "c", data=str(few)))
     assert not any((tmp_path / name).exists() for name in "abc")
@@ -356,7 +375,7 @@ def test_a_configuration_refuses(fields, said):
         FinetuneConfig(**fields)
 
 
-def test_a_rehearsal_writes_nothing(files, tmp_path):
+def test_a_rehearsal_writes_nothing(files, tmp_path, quick):
     for method in ("full", "head"):
         said = dry_run(config(files, tmp_path / "run", method=method))
         assert said["seconds"] > 0 and said["nt_per_second"] > 0 and said["memory_bytes"] > 1 << 20

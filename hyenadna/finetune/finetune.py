@@ -146,7 +146,7 @@ def _test(plan: Plan, run: Run, trainer: Trainer) -> Any:
     base = config.model
     text = _run_card(plan, trainer.state)
     if config.init == "random" and config.adaptation.frozen:
-        model.base.save_pretrained(run.model, card=text, overwrite=True)
+        plan.new_base(config.seed + run.seed).save_pretrained(run.model, card=text, overwrite=True)
         base = "../model"
     training = _training(plan, run, trainer.state)
     adapter.save(model, run.adapter, base=base, card=text, training=training, overwrite=True)

@@ -115,14 +115,16 @@ class Plan:
         assert train.labels is not None
         return Task.of(train.labels, "regression", name=self.task.labels[0])
 
-    def new_model(self, task: Task, seed: int) -> SequenceModel:
-        """The model of a run before its first step, on its device."""
+    def new_base(self, seed: int) -> HyenaDNA:
+        """The model that a run starts from, before anything is added; one that training changes is a copy."""
         if self.config.init == "random":
             torch.manual_seed(seed)
-            base = HyenaDNA(self.base.config)
-        else:
-            base = self.base if self.config.adaptation.frozen else copy.deepcopy(self.base)
-        model = SequenceModel(base, task, self.config.adaptation, seed=seed)
+            return HyenaDNA(self.base.config).eval()
+        return self.base if self.config.adaptation.frozen else copy.deepcopy(self.base)
+
+    def new_model(self, task: Task, seed: int) -> SequenceModel:
+        """The model of a run before its first step, on its device."""
+        model = SequenceModel(self.new_base(seed), task, self.config.adaptation, seed=seed)
         return model.to(torch_device(self.config.device))
 
     def trainer(self, split: int, seed: int) -> Trainer:
