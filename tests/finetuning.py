@@ -46,7 +46,8 @@ def labelled(rows: list[tuple[str, str]]) -> LabelledSequences:
 
 def base(d_model: int = 16, layers: str = "HH", seed: int = 3) -> HyenaDNA:
     torch.manual_seed(seed)
-    return HyenaDNA(HyenaConfig(d_model=d_model, d_inner=2 * d_model, layers=layers, filter_length=80)).eval()
+    architecture = HyenaConfig(d_model=d_model, d_inner=2 * d_model, layers=layers, filter_length=80, embed_dropout=0.0)
+    return HyenaDNA(architecture).eval()
 
 
 def trainer(rows, valid, *, model=None, task=None, seed: int = 0, batch_tokens: int = 10_000, **fields) -> Trainer:

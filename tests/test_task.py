@@ -6,9 +6,10 @@ import sklearn.metrics
 import torch
 from scipy.special import expit, softmax
 
+from hyenadna.data.label_kinds import MANY
 from hyenadna.data.tokenizer import IGNORE
 from hyenadna.errors import InputError
-from hyenadna.finetune.task import MANY, Task
+from hyenadna.finetune.task import Task
 
 NUMBERS = [f"{value / 8}" for value in range(MANY + 1)]
 

@@ -2,6 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
+
+Kind = Literal["binary", "multiclass", "multilabel", "regression", "nucleotide"]
+"""What labels may be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

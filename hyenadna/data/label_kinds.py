@@ -1,14 +1,13 @@
 """What kind of labels a column holds, read off the labels themselves."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenadna.data.data_config import Kind as Kind
 from hyenadna.errors import InputError
 
-Kind = Literal["binary", "multiclass", "multilabel", "regression", "nucleotide"]
 MANY = 20
 """Numbers with more different values than this are taken for a regression."""
 

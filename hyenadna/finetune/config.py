@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hyenadna.data.data_config import DataConfig
+from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.errors import UsageError
 from hyenadna.finetune.adaptation import Adaptation
-from hyenadna.finetune.kinds import Kind
 
 DOES_NOT_CHANGE_THE_MODEL = frozenset({"out", "device", "threads", "baselines"})
 """Fields that may differ when a run is resumed."""
@@ -136,16 +136,16 @@ def differing_fields(ours: FinetuneConfig, theirs: FinetuneConfig) -> dict[str, 
 
 def command(config: FinetuneConfig) -> str:
     """The command line that repeats a run, with what differs from the defaults."""
-    words = ["hyena", "finetune", *([str(config.data)] if config.data else [])]
+    words = ["hyena", "finetune", *([shlex.quote(config.data)] if config.data else [])]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = field.name.replace("_", "-")
-        if field.name in ("data", "device", "threads") or value == field.default or value is None:
+        if field.name in ("data", "out", "device", "threads") or value == field.default or value is None:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, tuple):
             words += [f"--{flag}", *map(str, value)]
         else:
-            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))]
     return " ".join(words)

@@ -18,12 +18,13 @@ import torch
 
 from hyenadna import __version__, plots
 from hyenadna.data.duplicates import duplicated
+from hyenadna.data.splits import PARTS
 from hyenadna.errors import Interrupted
 from hyenadna.files import atomic_write, replace_folder, write_json, write_text
 from hyenadna.finetune import adapter
 from hyenadna.finetune.apply import apply
 from hyenadna.finetune.baselines import Baseline, baselines
-from hyenadna.finetune.card import card, run_card
+from hyenadna.finetune.card import model_card
 from hyenadna.finetune.config import FinetuneConfig, command
 from hyenadna.finetune.curves import epoch_curves
 from hyenadna.finetune.examples import Examples
@@ -143,17 +144,12 @@ def _test(plan: Plan, run: Run, trainer: Trainer) -> Any:
     trainer.take_best()
     model, config = trainer.model, plan.config
     base = config.model
-    if config.method == "full" or config.init == "random":
-        model.base.save_pretrained(run.model, card=run_card(plan, run, trainer.state), overwrite=True)
+    text = _run_card(plan, trainer.state)
+    if config.init == "random" and config.adaptation.frozen:
+        plan.new_base(config.seed + run.seed).save_pretrained(run.model, card=text, overwrite=True)
         base = "../model"
-    adapter.save(
-        model,
-        run.adapter,
-        base=base,
-        card=run_card(plan, run, trainer.state),
-        training=_training(plan, run, trainer.state),
-        overwrite=True,
-    )
+    training = _training(plan, run, trainer.state)
+    adapter.save(model, run.adapter, base=base, card=text, training=training, overwrite=True)
     test = plan.rows(run.split, run.seed)[2]
     examples = Examples.of(test, model.task, plan.base.config)
     with torch.autocast(trainer.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
@@ -181,41 +177,71 @@ def _training(plan: Plan, run: Run, state: State) -> dict[str, Any]:
     }
 
 
+def _run_card(plan: Plan, state: State) -> str:
+    """README.md of what one run learnt, before anything is measured."""
+    assert state.best is not None
+    return f"""# {plan.task.kind} task, {plan.config.method} on {plan.config.model}
+
+    {command(plan.config)}
+
+Epoch {state.best_epoch} of {state.epoch}, the one with the best validation: loss {state.best.loss:.4f},
+{state.best.name} {state.best.metric:.3f}. These numbers chose the epoch and are therefore too good; the report of the
+run's folder has those of the test rows.
+"""
+
+
 def _report(plan: Plan, folder: RunFolder, tests: Sequence[TestRun]) -> Report:
-    simple = {}
-    if plan.config.baselines:
-        for split in range(len(plan.splits)):
-            simple[split] = _baselines(plan, folder, split)
+    splits = range(len(plan.splits)) if plan.config.baselines else ()
+    simple = {split: _baselines(plan, folder, split) for split in splits}
+    rows = {name: len(part) for name, part in zip(PARTS, plan.rows(0, 0), strict=True)}
     settings = {
+        "data": plan.splits[0].source,
+        "split": plan.rule(0),
+        "rows": ", ".join(f"{name} {number:,}" for name, number in rows.items()),
+        "model": f"{plan.config.model}, {plan.config.init} weights, {plan.base_sha256}",
+        "method": plan.config.method,
         "command": command(plan.config),
-        "rows": {name: len(plan.splits[0].part(name)) for name in ("train", "valid", "test")},
+        "hyenadna": __version__,
     }
     return Report(plan.task, tests, simple, settings)
 
 
 def _baselines(plan: Plan, folder: RunFolder, split: int) -> list[Baseline]:
     """Those of a split; kept in a file, since some take as long as a run."""
-    path = folder.baselines / f"split-{split}.npz"
+    path, origin = folder.baselines / f"split-{split}.npz", plan.origin(split, 0)
     if path.exists():
         with np.load(path) as arrays:
             about = json.loads(str(arrays["about"]))
-            return [
-                Baseline(name, arrays[f"predictions_{index}"], seconds) for index, (name, seconds) in enumerate(about)
-            ]
+            if about["origin"] == origin:
+                kept = about["baselines"]
+                predictions = [arrays.get(f"predictions_{index}") for index in range(len(kept))]
+                return [Baseline(**item, predictions=found) for item, found in zip(kept, predictions, strict=True)]
     train, valid, test = plan.rows(split, 0)
     start = time.monotonic()
     found = baselines(plan.task_of(train), train, test, valid=valid, seed=plan.config.seed, cnn=True)
     notice(f"baselines of split {split}: {time.monotonic() - start:.0f} s")
-    arrays = {f"predictions_{index}": item.predictions for index, item in enumerate(found)}
+    kept = [{"name": item.name, "seconds": item.seconds, "note": item.note} for item in found]
+    arrays = {f"predictions_{index}": p for index, item in enumerate(found) if (p := item.predictions) is not None}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, about=json.dumps([(item.name, item.seconds) for item in found]), **arrays)
+        np.savez_compressed(file, about=json.dumps({"origin": origin, "baselines": kept}), **arrays)
     return found
 
 
 def _publish(plan: Plan, folder: RunFolder, best: Run, report: Report) -> None:
     """Put the report, and the best run's adapter with a card that tells of it, into the top of the folder."""
     report.write(folder.path)
-    text = card(plan, best, report)
+    config = plan.config
+    text = model_card(
+        report,
+        method=config.method,
+        base=config.model if config.init == "pretrained" else "model",
+        base_sha256=plan.base_sha256,
+        data=plan.splits[best.split].source,
+        data_sha256=plan.origin(best.split, best.seed),
+        split_rule=plan.rule(best.split),
+        command=command(config),
+        rows={name: len(part) for name, part in zip(PARTS, plan.rows(best.split, best.seed), strict=True)},
+    )
     for source, target in ((best.model, folder.model), (best.adapter, folder.adapter)):
         if source != target and source.is_dir():
             staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")

@@ -13,6 +13,7 @@ import torch
 from hyenadna.data.label_check import LabelCheck, check
 from hyenadna.data.label_split import carve, folds
 from hyenadna.data.labelled import LabelledSequences
+from hyenadna.data.splits import PARTS
 from hyenadna.data.tables import read_labelled
 from hyenadna.errors import InputError, SequenceTooLong
 from hyenadna.finetune.config import FinetuneConfig
@@ -84,12 +85,12 @@ class Plan:
         SequenceTooLong         a sequence that the model cannot take
         """
         data = read_labelled(config.data_config)
-        splits = _split(config, data)
         task = _task(config, data)
+        splits = _split(config, data)
         checkpoint = read(config.model)
         if checkpoint.layout == "hyena":
             checkpoint.verify()
-        plan = cls(config, checkpoint.model, checkpoint.base_sha256, splits, task, check(splits[0]))
+        plan = cls(config, checkpoint.model, checkpoint.base_sha256, splits, task, check(splits[0], kind=task.kind))
         plan._check_lengths(data)
         return plan
 
@@ -114,14 +115,16 @@ class Plan:
         assert train.labels is not None
         return Task.of(train.labels, "regression", name=self.task.labels[0])
 
-    def new_model(self, task: Task, seed: int) -> SequenceModel:
-        """The model of a run before its first step, on its device."""
+    def new_base(self, seed: int) -> HyenaDNA:
+        """The model that a run starts from, before anything is added; one that training changes is a copy."""
         if self.config.init == "random":
             torch.manual_seed(seed)
-            base = HyenaDNA(self.base.config)
-        else:
-            base = self.base if self.config.adaptation.frozen else copy.deepcopy(self.base)
-        model = SequenceModel(base, task, self.config.adaptation, seed=seed)
+            return HyenaDNA(self.base.config).eval()
+        return self.base if self.config.adaptation.frozen else copy.deepcopy(self.base)
+
+    def new_model(self, task: Task, seed: int) -> SequenceModel:
+        """The model of a run before its first step, on its device."""
+        model = SequenceModel(self.new_base(seed), task, self.config.adaptation, seed=seed)
         return model.to(torch_device(self.config.device))
 
     def trainer(self, split: int, seed: int) -> Trainer:
@@ -147,6 +150,10 @@ class Plan:
             digest.update(b"\f")
         return digest.hexdigest()
 
+    def rule(self, split: int) -> str:
+        """How a split came about, in words."""
+        return self.splits[split].rule or "as the data give it"
+
     @property
     def batch_tokens(self) -> int:
         """Tokens that the device works on at once, less for wider and deeper models."""
@@ -157,20 +164,18 @@ class Plan:
     def describe(self, trainer: Trainer) -> str:
         """The run before it starts: rows, task, what to beware of, model and method, and the time that it takes."""
         config, model = self.config, trainer.model
-        train, valid, test = self.rows(0, 0)
+        train = self.rows(0, 0)[0]
         learnt = sum(parameter.numel() for parameter in model.learnt().values())
         whole = sum(parameter.numel() for parameter in model.parameters())
         runs = len(self.splits) * config.seeds
         most = f"{config.epochs} epochs at most, {math.ceil(len(train) / config.batch_size):,} steps each"
         all_rows = len(self.splits[0].part("train"))
-        part = "" if len(train) == all_rows else f" (a subset of {all_rows:,}, drawn by class)"
+        part = "" if len(train) == all_rows else f"train     {len(train):,} of {all_rows:,} rows, drawn by class"
         return "\n".join(
             [
-                f"data      {self.splits[0].source}: {len(self.splits[0]):,} rows",
                 f"task      {_describe_task(self.task, train)}",
                 self.check.text(),
-                f"split     {self._rule()}: {len(train):,} rows to train on{part}, {len(valid):,} to choose the epoch, "
-                f"{len(test):,} to test on, once",
+                *([part] if part else []),
                 f"model     {config.model}{', random weights' if config.init == 'random' else ''}: longest sequence "
                 f"{int(self.splits[0].lengths.max()):,} bases of {model.longest:,} that fit",
                 f"method    {config.method}: {learnt:,} parameters are learnt, {whole - learnt:,} stay as they are",
@@ -179,12 +184,6 @@ class Plan:
                 f"runs      {runs} of {most}; about {duration(trainer.cost().whole(config) * runs)} if none ends early",
             ]
         )
-
-    def _rule(self) -> str:
-        config = self.config
-        if config.folds:
-            return f"{config.folds} folds by {config.split_by}"
-        return f"by {config.split_by}" + (f", the first of {len(self.splits)}" if len(self.splits) > 1 else "")
 
     def _check_lengths(self, data: LabelledSequences) -> None:
         model, longest = self.new_model(self.task, self.config.seed), int(data.lengths.max())
@@ -235,14 +234,30 @@ def dry_run(config: FinetuneConfig, *, overwrite: bool = False) -> dict[str, Any
 
 def _split(config: FinetuneConfig, data: LabelledSequences) -> tuple[LabelledSequences, ...]:
     if config.folds:
-        splits = tuple(folds(data, config.folds, by=config.split_by, seed=config.seed))
+        splits = tuple(
+            folds(
+                data,
+                config.folds,
+                by=config.split_by,
+                valid=config.valid_share,
+                seed=config.seed,
+                kind=config.task,
+            )
+        )
     else:
         splits = tuple(
-            carve(data, by=config.split_by, valid=config.valid_share, test=config.test_share, seed=config.seed + number)
+            carve(
+                data,
+                by=config.split_by,
+                valid=config.valid_share,
+                test=config.test_share,
+                seed=config.seed + number,
+                kind=config.task,
+            )
             for number in range(config.splits or 1)
         )
-    for name in ("train", "valid", "test"):
-        if any(len(split.part(name)) == 0 for split in splits):  # type: ignore[arg-type]
+    for name in PARTS:
+        if any(len(split.part(name)) == 0 for split in splits):
             raise InputError(
                 f"{data.source}: {len(data):,} rows leave none for the {name} part; give more rows, or other shares"
             )
@@ -252,7 +267,7 @@ def _split(config: FinetuneConfig, data: LabelledSequences) -> tuple[LabelledSeq
 def _task(config: FinetuneConfig, data: LabelledSequences) -> Task:
     """The classes of all rows but those that the data themselves hold out."""
     assert data.labels is not None
-    parts = data.parts or ("train",) * len(data)
+    parts = data.parts if data.parts and not config.folds else ("train",) * len(data)
     seen = [label for label, part in zip(data.labels, parts, strict=True) if part not in ("valid", "test")]
     task = Task.of(seen, config.task)
     task.targets(data.labels)

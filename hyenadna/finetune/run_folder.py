@@ -7,7 +7,7 @@ predictions.tsv     of the test rows
 adapter/            what was learnt, of the run with the best validation, for `hyena predict`
 model/              the weights that the adapter belongs to, where they are not those of a pretrained model
 baselines/          predictions of the simple models on each split
-metrics.csv, curves.png, state.ckpt, test.npz
+metrics.csv, training.png, state.ckpt, test.npz
                     a line an epoch; the same drawn; where the run continues; predictions, once the run is over.
                     Of several runs each has these, and its adapter, in a folder of its own: split-0-seed-0/
 """
@@ -49,7 +49,7 @@ class Run:
     def __init__(self, path: Path, split: int, seed: int) -> None:
         self.path, self.split, self.seed = path, split, seed
         self.adapter, self.model = path / "adapter", path / "model"
-        self.metrics, self.curves = path / "metrics.csv", path / "curves.png"
+        self.metrics, self.curves = path / "metrics.csv", path / "training.png"
         self.state, self.test = path / "state.ckpt", path / "test.npz"
 
     def enter(self) -> None:

@@ -1,8 +1,6 @@
 """What is to be predicted: classes, several labels at once, a number, or a class of every nucleotide."""
 
 import dataclasses
-import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyenadna.data.label_kinds import Kind as Kind
+from hyenadna.data.label_kinds import kind_of, several, values_of
 from hyenadna.data.tokenizer import IGNORE
 from hyenadna.errors import InputError
-from hyenadna.finetune.kinds import Kind as Kind
-
-MANY = 20
-"""Numbers with more different values than this are taken for a regression."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +55,15 @@ class Task:
         InputError              labels missing, one class only, targets that are no finite numbers
         """
         if kind is None:
-            kind = _kind_of(labels)
+            kind = kind_of(labels)
         if kind == "regression":
-            values = _numbers(labels)
+            values = values_of(labels)
             deviation = float(values.std())
             if deviation == 0:
                 raise InputError(f"all targets are {values[0]:g}; a regression needs at least two different values")
             return cls(kind, (name,), float(values.mean()), deviation)
         if kind == "multilabel":
-            names = sorted({part for label in labels for part in _split(label)})
+            names = sorted({part for label in labels for part in several(label)})
         elif kind == "nucleotide":
             names = sorted({letter for label in labels for letter in label})
         else:
@@ -94,12 +90,12 @@ class Task:
         InputError              a label that the task does not know, one that is missing, or no finite number
         """
         if self.kind == "regression":
-            return _numbers(labels)
+            return values_of(labels)
         number = {name: index for index, name in enumerate(self.labels)}
         if self.kind == "multilabel":
             present = np.zeros((len(labels), self.outputs))
             for row, label in enumerate(labels):
-                present[row, [self._number(number, part, row) for part in _split(label)]] = 1
+                present[row, [self._number(number, part, row) for part in several(label)]] = 1
             return present
         if self.kind == "nucleotide":
             table = np.full((len(labels), max(map(len, labels), default=0)), IGNORE, dtype=np.int64)
@@ -148,36 +144,6 @@ class Task:
         if label not in number:
             raise InputError(f"row {row + 1} has the label {label!r}; the training rows have {_some(self.labels)}")
         return number[label]
-
-
-def _kind_of(labels: Sequence[str]) -> Kind:
-    if any(";" in label for label in labels):
-        return "multilabel"
-    different = Counter(labels)
-    if len(different) > MANY and all(_is_number(label) for label in different):
-        return "regression"
-    return "binary" if len(different) <= 2 else "multiclass"
-
-
-def _split(label: str) -> list[str]:
-    return [part.strip() for part in label.split(";") if part.strip()]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _numbers(labels: Sequence[str]) -> NDArray[np.float64]:
-    for row, label in enumerate(labels):
-        if not (_is_number(label) and math.isfinite(float(label))):
-            raise InputError(
-                f"row {row + 1} has the target {label!r}; a regression takes finite numbers: drop or mend it"
-            )
-    return np.array([float(label) for label in labels], dtype=np.float64)
 
 
 def _check_present(labels: Sequence[str]) -> None:
