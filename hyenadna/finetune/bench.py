@@ -68,7 +68,7 @@ class Entry:
     command: str
     """What repeats it."""
     seconds: float
-    """Of all its trainings."""
+    """Of all epochs of all its trainings."""
     report: dict[str, Any]
     """The run's report.json."""
 
@@ -106,13 +106,16 @@ def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneCon
 
 def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> list[Entry]:
     """Train everything that is not trained yet, and write the tables after each run."""
-    from hyenadna.finetune.finetune import finetune  # imports torch, which the command's help does not need
+    # these import torch, which the command's help does not need
+    from hyenadna.finetune.finetune import finetune
+    from hyenadna.finetune.run_folder import read_metrics
 
     entries: list[Entry] = []
     for name, run in runs(recipe, config):
         notice(f"{name}: {run.method}, {run.init} weights")
         folder = finetune(run, overwrite=overwrite).folder
         report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
-        entries.append(Entry(name, run.method, run.init, command(run), folder.seconds(), report))
+        seconds = sum(row["seconds"] for path in folder.path.rglob("metrics.csv") for row in read_metrics(path))
+        entries.append(Entry(name, run.method, run.init, command(run), seconds, report))
         bench_report.write(recipe, entries, config.out)
     return entries

@@ -69,9 +69,9 @@ def draw(ax: Any, recipe: Recipe, entries: Sequence["Entry"]) -> Any:
         )  # fmt: skip
     for row, name in enumerate(names):
         baseline = next(_found(recipe, entries, entry)[3] for entry in entries if entry.name == name)
-        if baseline is not None:
+        if baseline is not None and (level := baseline[1]["value"]) is not None:
             ax.plot(
-                100 * baseline[1]["value"], row + 0.35 - step / 2, "D", color="0.2", markersize=4,
+                100 * level, row + 0.35 - step / 2, "D", color="0.2", markersize=4,
                 label="best simple model" if row == 0 else None,
             )  # fmt: skip
         for number, value in enumerate(recipe.sets[name].values()):

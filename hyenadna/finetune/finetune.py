@@ -193,11 +193,10 @@ run's folder has those of the test rows.
 def _report(plan: Plan, folder: RunFolder, tests: Sequence[TestRun]) -> Report:
     splits = range(len(plan.splits)) if plan.config.baselines else ()
     simple = {split: _baselines(plan, folder, split) for split in splits}
-    rows = {name: len(part) for name, part in zip(PARTS, plan.rows(0, 0), strict=True)}
     settings = {
         "data": plan.splits[0].source,
         "split": plan.rule(0),
-        "rows": ", ".join(f"{name} {number:,}" for name, number in rows.items()),
+        "rows": {name: len(part) for name, part in zip(PARTS, plan.rows(0, 0), strict=True)},
         "model": f"{plan.config.model}, {plan.config.init} weights, {plan.base_sha256}",
         "method": plan.config.method,
         "command": command(plan.config),

@@ -107,7 +107,7 @@ class Report:
 
     def text(self) -> str:
         """For people: a table of each test, what did not apply, and the verdict."""
-        lines = [f"# {name}: {value}" for name, value in self.settings.items()]
+        lines = [f"# {name}: {_plain(value)}" for name, value in self.settings.items()]
         lines += [f"# {line}" for line in self._what()]
         lines += ["", *self._table("all test rows", self.full)]
         if self.deduplicated is None:
@@ -196,6 +196,12 @@ class Report:
             return Verdict("worse", best, f"A baseline is better than the language model, {best}: {shown}; {instead}")
         text = f"As far as {test.rows:,} test rows tell, a baseline is as good as the language model, {best}: {shown}; "
         return Verdict("as good", best, text + instead)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {number:,}" for name, number in value.items())
+    return str(value)
 
 
 def _number(value: float) -> str:
