@@ -156,7 +156,7 @@ def test_what_cannot_be_split():
     with pytest.raises(InputError, match=r"2 whole groups, the largest of 25 rows cannot be dealt to 3 parts"):
         carve(dataclasses.replace(data, groups=("x", "y") * 25), by="group")
     with pytest.raises(InputError, match="cannot be dealt to 3 parts"):
-        carve(rows(2))
+        carve(dataclasses.replace(rows(2), labels=None))
     with pytest.raises(UsageError, match=r"shares of 0\.5 for valid and 0\.5 for test"):
         carve(data, valid=0.5, test=0.5)
     with pytest.raises(UsageError, match="1 folds"):
