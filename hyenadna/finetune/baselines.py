@@ -8,7 +8,6 @@ are drawn at random, and the note of the baseline says so.
 import dataclasses
 import functools
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from hyenadna.data.labelled import LabelledSequences
 from hyenadna.errors import InputError
 from hyenadna.finetune import metrics
 from hyenadna.finetune.composition import gc_and_cpg, kmer_counts, one_hot, window_kmers
+from hyenadna.finetune.linear import Matrix, fit_linear
 from hyenadna.finetune.task import Task
 
 TRAIN_BASES = 20_000_000
@@ -38,9 +38,7 @@ LONGEST_ONE_HOT = 20_000
 _BASES_AT_ONCE = 4_000_000
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 
-Matrix = Any  # scipy's sparse matrices and numpy arrays: what scikit-learn takes
 Features = Callable[[Sequence[str]], Matrix]
-Predict = Callable[[Matrix], NDArray[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,41 +258,6 @@ def _linear(
     predictions = np.concatenate([predict(features(chunk)) for chunk in _chunks(problem.test)])
     chosen = f"C = {strength:g}" if len(strengths) > 1 else ""
     return predictions, ", ".join(part for part in (note, chosen) if part)
-
-
-def fit_linear(task: Task, features: Matrix, targets: NDArray[Any], strength: float) -> Predict:
-    """A logistic regression, one a label for multilabel, or a ridge regression; constant where targets are.
-
-    Parameters
-    ----------
-    task : Task
-    features : matrix (n, columns)
-    targets : array             as `Task.targets` gives them
-    strength : float
-        scikit-learn's C; the ridge's alpha is its inverse.
-    """
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    if task.kind == "regression":
-        ridge = Ridge(alpha=1 / strength).fit(features, (targets - task.mean) / task.deviation)
-        return lambda asked: (ridge.predict(asked) * task.deviation + task.mean)[:, None]
-    if task.kind == "multilabel":
-        yes = Task("binary", ("0", "1"))
-        each = [fit_linear(yes, features, column.astype(np.int64), strength) for column in targets.T]
-        return lambda asked: np.stack([predict(asked)[:, 1] for predict in each], axis=1)
-    present = np.unique(targets)
-    if len(present) == 1:
-        return lambda asked: np.repeat(np.eye(task.outputs)[present], asked.shape[0], axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a weak penalty may not converge; valid then prefers another
-        model = LogisticRegression(C=strength, max_iter=100).fit(features, targets)
-
-    def predict(asked: Matrix) -> NDArray[np.float64]:
-        found = np.zeros((asked.shape[0], task.outputs))
-        found[:, present] = model.predict_proba(asked)
-        return found
-
-    return predict
 
 
 def _nearest(problem: Problem) -> tuple[NDArray[np.float64], str]:
