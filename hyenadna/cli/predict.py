@@ -108,12 +108,12 @@ def _description(model: str) -> dict[str, Any]:
     CheckpointError         there is no adapter; says so where there is a model to make one of
     """
     from hyenadna.files import sha256
-    from hyenadna.finetune import adapter
+    from hyenadna.finetune.adapter import find
     from hyenadna.model.hub import STARTER
     from hyenadna.model.weights import read_json
 
     try:
-        folder = adapter.find(model)
+        folder = find(model)
     except CheckpointError as error:
         places = (Path(model), Path(model) / "model")
         if str(model) == STARTER or any((place / "config.json").is_file() for place in places):
@@ -128,7 +128,7 @@ def _description(model: str) -> dict[str, Any]:
 def _adapted(model: str, base: str | None, device: str, threads: int | None) -> "SequenceModel":
     import torch
 
-    from hyenadna.finetune import adapter
+    from hyenadna.finetune.adapter import load
     from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
     from hyenadna.model.language_model import HyenaDNA
 
@@ -136,7 +136,7 @@ def _adapted(model: str, base: str | None, device: str, threads: int | None) -> 
     keep_freed_memory()
     place = torch_device(device)
     network = None if base is None else HyenaDNA.from_pretrained(base, device=place)
-    return adapter.load(model, base=network, device=place)
+    return load(model, base=network, device=place)
 
 
 def _settings(model: str, description: dict[str, Any], predictor: "Predictor") -> dict[str, Any]:

@@ -97,7 +97,7 @@ def chunks(
 def bases_between_writes(model: nn.Module, batch_tokens: int) -> int:
     """Bases of a chunk: some seconds of a model's work on two CPUs, and at least a few batches."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return max(4 * batch_tokens, min(1 << 20, (1 << 38) // parameters))
+    return max(4 * batch_tokens, min(1 << 20, (1 << 37) // parameters))
 
 
 def origin(source: str, fasta: Path | None = None) -> dict[str, str | int]:
