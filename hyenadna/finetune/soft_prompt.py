@@ -59,9 +59,10 @@ class SoftPrompt(nn.Module):
         device, room = self.embeddings.device.type, base.config.filter_length - len(self.embeddings)
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = max(L, min(1 << (L - 1).bit_length(), room)), autocast
-        if key not in self._kept:
-            self._kept[key] = base.prefix(self.embeddings, key[0])
-        return self._kept[key]
+        kept = self._kept  # of this prompt, whatever other threads do
+        if key not in kept:
+            kept[key] = base.prefix(self.embeddings, key[0])
+        return kept[key]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
