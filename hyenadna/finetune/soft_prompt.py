@@ -1,6 +1,6 @@
 """Soft prompts: learnt embeddings before every sequence, every weight of the model frozen.
 
-Lester et al. 2021; Nguyen et al. 2023, section 4.3. n embeddings (n, D) stand before the sequence, as if n tokens did.
+Lester et al. 2021; Nguyen et al. 2023. n embeddings (n, D) stand before the sequence, as if n tokens did.
 What they do to the sequence is exact and cheap: the prompt's own hidden states are computed once for a batch, and only
 the state that they leave is carried into it (hyenadna/model/prefix.py), so that a training step costs n + B L positions
 and not B (n + L), and prediction, where the state is kept, B L. Departs from the paper's code: one dropout mask for a
