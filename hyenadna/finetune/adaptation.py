@@ -6,7 +6,7 @@ from typing import Any, Literal
 from hyenadna.errors import UsageError
 
 Method = Literal["full", "head", "lora", "soft-prompt"]
-Pooling = Literal["mean", "max", "last", "attention"]
+Pooling = Literal["mean", "max", "last", "attention", "positions"]
 ReadOut = Literal["head", "label-tokens"]
 Projection = Literal["in_proj", "out_proj", "fc1", "fc2"]
 PROJECTIONS: tuple[Projection, ...] = ("in_proj", "out_proj", "fc1", "fc2")
@@ -29,7 +29,10 @@ class Adaptation:
     """What is learnt: all weights; a head alone; low-rank updates of some weights (LoRA); or embeddings before the
     sequence (soft prompt). The last three leave the model's own weights as they are."""
     pool: Pooling = "mean"
-    """How the hidden states of a sequence become one vector, over its own positions alone."""
+    """How the hidden states of a sequence become one vector, over its own positions alone. positions gives each
+    position weights of its own: for sequences cut alike around a site, such as splice sites or promoters."""
+    positions: int | None = None
+    """With pool positions: bases of the longest sequence (default: of the longest row)."""
     read_out: ReadOut = "head"
     """Whether a linear head answers, or the model's own logits of nucleotides that stand for the classes (A, N for two)
     after the sequence's last base."""
@@ -59,6 +62,8 @@ class Adaptation:
             )
         if not 0 <= self.prompt_length <= LONGEST_PROMPT:
             raise UsageError(f"prompt_length is {self.prompt_length:,}; allowed are 0 to {LONGEST_PROMPT:,}")
+        if self.positions is not None and (self.positions < 1 or self.pool != "positions"):
+            raise UsageError(f"positions is {self.positions}; it must be at least 1, and goes with pool positions")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}; allowed are 0 up to but not including 1")
         if self.read_out == "label-tokens" and (self.method == "head" or self._empty_prompt):

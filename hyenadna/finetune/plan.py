@@ -90,6 +90,8 @@ class Plan:
         checkpoint = read(config.model)
         if checkpoint.layout == "hyena":
             checkpoint.verify()
+        if config.pool == "positions" and config.positions is None:
+            config = dataclasses.replace(config, positions=int(data.lengths.max()))
         plan = cls(config, checkpoint.model, checkpoint.base_sha256, splits, task, check(splits[0], kind=task.kind))
         plan._check_lengths(data)
         return plan

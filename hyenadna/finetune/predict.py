@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenadna.errors import UsageError
+from hyenadna.errors import SequenceTooLong, UsageError
 from hyenadna.finetune.apply import apply
 from hyenadna.finetune.prediction_file import PredictionFile
 from hyenadna.finetune.sequence_model import SequenceModel
@@ -77,8 +77,14 @@ class Predictor:
         Raises
         ------
         NotFiniteError          the model gives something that is not a number
+        SequenceTooLong         the adapter reads by position, and a sequence has more of them than it was trained on
         """
         lengths = [len(tokens) for tokens in sequences]
+        if self.model.adaptation.pool == "positions" and max(lengths, default=0) > self.context:
+            raise SequenceTooLong(
+                f"a sequence has {max(lengths):,} bases; this adapter has weights for {self.context:,} positions: cut "
+                "sequences as those that it was trained on"
+            )
         windows = long_windows(lengths, self.context, self.stride)
         by_base = self.model.task.kind == "nucleotide"
         found = [np.zeros((length, self.model.task.outputs)) for length in (lengths if by_base else [1] * len(lengths))]

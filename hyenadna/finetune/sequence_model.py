@@ -59,8 +59,9 @@ class SequenceModel(nn.Module):
             if adaptation.read_out == "label-tokens":
                 self.label_tokens = label_tokens(task.kind, task.outputs)
             else:
-                self.pool = Pool(adaptation.pool, D) if pooled else None
-                self.head = LinearHead(D, task.outputs, dropout=dropout)
+                self.pool = Pool(adaptation.pool, D, adaptation.positions) if pooled else None
+                features = D if self.pool is None else self.pool.features
+                self.head = LinearHead(features, task.outputs, d_model=D, dropout=dropout)
             if adaptation.method == "soft-prompt":
                 self.prompt = SoftPrompt(adaptation.prompt_length, D, dropout=dropout)
             dtype = torch.promote_types(base.embedding.weight.dtype, torch.float32)  # never half
@@ -84,7 +85,7 @@ class SequenceModel(nn.Module):
     def longest(self) -> int:
         """Bases of the longest sequence that fits: prompt + sequence + 2 are at most the model's context."""
         n = 0 if self.prompt is None else len(self.prompt.embeddings)
-        return self.base.config.filter_length - n - 2
+        return min(self.base.config.filter_length - n - 2, self.adaptation.positions or self.base.config.filter_length)
 
     @property
     def fixed_features(self) -> bool:
@@ -112,7 +113,7 @@ class SequenceModel(nn.Module):
         return self.read(self.features(tokens, lengths))
 
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """What `read` answers from: pooled hidden states (B, D), or all of them (B, L, D) for nucleotides."""
+        """What `read` answers from: pooled hidden states (B, F), or all of them (B, L, D) for nucleotides."""
         return self.pooled(self.hidden(tokens, lengths), lengths)
 
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class SequenceModel(nn.Module):
                 return cast(Output, self.base(tokens, prefix=prefix)).hidden
 
     def pooled(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states (B, L, D) -> features: (B, D), or as they are for nucleotides."""
+        """Hidden states (B, L, D) -> features: (B, F), or as they are for nucleotides."""
         if self.label_tokens:
             return last(hidden, lengths.to(hidden.device))
         with torch.autocast(hidden.device.type, enabled=False):
