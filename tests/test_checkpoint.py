@@ -333,7 +333,7 @@ def test_a_failure_at_any_point_keeps_the_earlier_folder(saved, model, monkeypat
 
 
 def test_what_does_not_read_back_is_not_put_in_place(saved, model, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_safetensors", lambda tensors, digest: b"garbage")
+    monkeypatch.setattr(checkpoint, "safetensors_bytes", lambda tensors, digest: b"garbage")
     with pytest.raises(CheckpointError, match="could not be read as safetensors"):
         small_model(d_inner=64).save_pretrained(saved, overwrite=True)
     assert same_weights(HyenaDNA.from_pretrained(saved), model)

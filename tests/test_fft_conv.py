@@ -96,6 +96,21 @@ def test_only_the_gradients_that_are_asked_for():
         assert relative_error(leaves[number].grad, exact[name]) < 1e-5, name
 
 
+def test_frozen_filters_cost_one_transform_less(monkeypatch):
+    inverse, inverses = torch.fft.irfft, []
+    monkeypatch.setattr(torch.fft, "irfft", lambda *x, **options: inverses.append(x) or inverse(*x, **options))
+    for learnt in (True, False):
+        leaves = [x.clone().requires_grad_(learnt or name not in ("h", "skip")) for name, x in named(operands(65))]
+        y = fft_conv(*leaves)
+        inverses.clear()
+        y.sum().backward()
+        assert len(inverses) == (2 if learnt else 1)
+
+
+def named(given):
+    return zip(INPUTS, given, strict=True)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("channels", [1, 2, 5, 16])
 def test_in_groups_kept_or_computed_again_it_is_as_exact(channels, keep, monkeypatch):

@@ -81,6 +81,26 @@ def test_every_gradient_is_the_sums_own(L, layout, M, B):
         assert_as_exact_as(ours, plain, x)
 
 
+def test_only_the_gradients_that_are_asked_for():
+    given, grads = operands(65), output_gradients(65)
+    exact = gradients(exact_value, [x.double() for x in given], grads)
+    for number in range(3):
+        leaves = [x.clone().requires_grad_(index == number) for index, x in enumerate(given)]
+        torch.autograd.backward(gated_short_conv(*leaves), [grad.float() for grad in grads])
+        assert [leaf.grad is not None for leaf in leaves] == [index == number for index in range(3)]
+        assert relative_error(leaves[number].grad, exact[number]) < 1e-5
+
+
+def test_gradients_of_frozen_weights_are_not_computed(monkeypatch):
+    given, computed = operands(65), []
+    original = short_conv._short_conv_backward
+    monkeypatch.setattr(short_conv, "_short_conv_backward", lambda *x: computed.append(x[3]) or original(*x))
+    for frozen in (False, True):
+        leaves = [given[0].clone().requires_grad_(), *(x.clone().requires_grad_(not frozen) for x in given[1:])]
+        sum(x.sum() for x in gated_short_conv(*leaves)).backward()
+    assert [into is None for into in computed] == [False] * 3 + [True] * 3
+
+
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_in_groups_is_the_whole(monkeypatch, channels):
     given, grads = operands(65, dtype=torch.float64), output_gradients(65)

@@ -25,7 +25,7 @@ class SequenceModel(nn.Module):
     The read-out is a linear head on pooled hidden states (on every hidden state, for a class of every nucleotide: the
     model being causal, it then sees what lies before the nucleotide, and the nucleotide); or, as `label-tokens`, the
     logits at the sequence's last base of the nucleotides that stand for the classes: the language model is asked for
-    the next token, and the prompt teaches it what to say. Nguyen et al. 2023, section 4.3, read this after
+    the next token, and the prompt teaches it what to say. Nguyen et al. 2023 read this after
     `[sequence][SEP]`, and take the largest of all 16 logits. Departs from it: (1) no SEP, which our pretraining has in
     its targets but never in its input; (2) only the classes' own logits compete.
 

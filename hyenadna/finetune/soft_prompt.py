@@ -1,6 +1,6 @@
 """Soft prompts: learnt embeddings before every sequence, every weight of the model frozen.
 
-Lester et al. 2021; Nguyen et al. 2023, section 4.3. n embeddings (n, D) stand before the sequence, as if n tokens did.
+Lester et al. 2021; Nguyen et al. 2023. n embeddings (n, D) stand before the sequence, as if n tokens did.
 What they do to the sequence is exact and cheap: the prompt's own hidden states are computed once for a batch, and only
 the state that they leave is carried into it (hyenadna/model/prefix.py), so that a training step costs n + B L positions
 and not B (n + L), and prediction, where the state is kept, B L. Departs from the paper's code: one dropout mask for a
@@ -59,9 +59,10 @@ class SoftPrompt(nn.Module):
         device, room = self.embeddings.device.type, base.config.filter_length - len(self.embeddings)
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = max(L, min(1 << (L - 1).bit_length(), room)), autocast
-        if key not in self._kept:
-            self._kept[key] = base.prefix(self.embeddings, key[0])
-        return self._kept[key]
+        kept = self._kept  # of this prompt, whatever other threads do
+        if key not in kept:
+            kept[key] = base.prefix(self.embeddings, key[0])
+        return kept[key]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

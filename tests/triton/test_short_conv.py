@@ -87,6 +87,14 @@ def test_gradients_that_repeat_one_number(device):
     assert_exact(given, ones)
 
 
+def test_gradients_of_frozen_weights_are_left_out(device):
+    given, grads = operands(65, device)
+    whole = value_and_gradients(gated_short_conv, given, grads)[2]
+    given[0].requires_grad_()
+    (alone,) = torch.autograd.grad(gated_short_conv(*given), given[:1], grads)
+    assert torch.equal(alone, whole)
+
+
 def test_backward_runs_what_forward_ran(device, monkeypatch):
     calls, backward = [], short_conv_triton.backward
     monkeypatch.setattr(short_conv_triton, "backward", lambda *given: calls.append(given) or backward(*given))
