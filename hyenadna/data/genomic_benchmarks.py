@@ -5,6 +5,7 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from textwrap import shorten
 
 from hyenadna.data.layouts import exists, parts_in
 from hyenadna.errors import DownloadError, InputError, MissingExtra
@@ -82,7 +83,7 @@ def _fetch(name: str, folder: Path) -> None:
         replace_folder(Path(fetched), folder / name)
     except (OSError, ValueError, KeyError, InputError, zipfile.BadZipFile, yaml.YAMLError) as error:
         raise DownloadError(
-            f"{PREFIX}{name} could not be fetched: {' '.join(str(error).split())[:200] or type(error).__name__}; "
+            f"{PREFIX}{name} could not be fetched: {shorten(str(error), 200) or type(error).__name__}; "
             "try again, or fetch it on another machine and give its folder by --data-dir"
         ) from error
     finally:
