@@ -1,4 +1,4 @@
-"""`hyena data`: pack genomes, and show how they are split."""
+"""`hyena data`: pack genomes, show how they are split, and check labelled data."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from hyenadna.cli.data_check import check_command
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from hyenadna.data.packed import Pack
     from hyenadna.data.splits import Split
 
-app = typer.Typer(no_args_is_help=True, help="Pack genomes, and show how they are split.")
+app = typer.Typer(no_args_is_help=True, help="Pack genomes, show how they are split, check labelled data.")
+
+app.command("check")(check_command)
 
 _Fasta = Annotated[Path, typer.Argument(help="FASTA file, plain, gzip or BGZF; or a pack.", show_default=False)]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]

@@ -34,6 +34,7 @@ _BY_CHANCE = 1e-8
 _KEPT = 2048
 _PARTNERS = (1024, 512, 256, 128, 64, 32, 16)
 _COMPARISONS = 1 << 27
+_FEW = 1 << 20
 _LONGEST_UNIT = 4
 _HASHES = 1 << (2 * K)
 _BASES_AT_ONCE = 1 << 22
@@ -222,9 +223,12 @@ def _windows(
     queries: _Sketches, index: NDArray[np.int64], own_places: NDArray[np.int64], n: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where in the index the list of each query k-mer begins and ends; of a long list, what is around the own place."""
-    # a table is many times faster than searching: the lists are met in random order
-    starts = np.concatenate([[0], np.cumsum(np.bincount(index // n, minlength=_HASHES))])
-    first, last = starts[queries.hashes], starts[queries.hashes + 1]
+    if len(index) < _FEW:
+        first, last = (np.searchsorted(index, (queries.hashes + step) * n) for step in (0, 1))
+    else:
+        # a table is many times faster than searching a long index: the lists are met in random order
+        starts = np.concatenate([[0], np.cumsum(np.bincount(index // n, minlength=_HASHES))])
+        first, last = starts[queries.hashes], starts[queries.hashes + 1]
     partners = next((n for n in _PARTNERS if np.minimum(last - first, n).sum() <= _COMPARISONS), _PARTNERS[-1])
     long = np.flatnonzero(last - first > partners)
     middle = np.searchsorted(index, queries.hashes[long] * n + own_places[queries.rows[long]])

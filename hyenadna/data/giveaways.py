@@ -121,7 +121,7 @@ def _targets(data: LabelledSequences, kind: Kind, train: NDArray[np.bool_]) -> N
 
 
 def _fitted(inputs: NDArray[np.float64], targets: NDArray[Any], kind: Kind) -> Any:
-    """The line or tree that three folds of the train rows choose; a tree of 20 rows a leaf where they are too few."""
+    """The line or tree that three folds of the train rows choose; a tree of 20 rows a leaf where that is needless."""
     from sklearn.linear_model import LinearRegression, LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import Pipeline, make_pipeline
@@ -132,7 +132,7 @@ def _fitted(inputs: NDArray[np.float64], targets: NDArray[Any], kind: Kind) -> A
     models = [tree(min_samples_leaf=leaf, random_state=0) for leaf in _LEAVES]
     _, counts = np.unique(targets, return_counts=True)
     least = len(targets) if kind in ("regression", "multilabel") else int(counts.min())
-    if least < _FOLDS or kind == "multilabel":
+    if least < _FOLDS or kind == "multilabel" or not np.ptp(inputs, axis=0).any():
         return models[1].fit(inputs, targets)
     line = LinearRegression() if kind == "regression" else LogisticRegression()
     models.append(make_pipeline(StandardScaler(), line))

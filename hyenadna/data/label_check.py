@@ -185,8 +185,8 @@ class LabelCheck:
             each = [f"{name} {a:,}/{b:,.0f}/{c:,}" for name, (a, b, c) in self.lengths.items() if name != "all"]
             lines.append(f"lengths   least/median/largest: {_first(each)}")
         lines.append(
-            f"copies    rows that repeat a sequence: {self.repeated:,}; on the other strand: "
-            f"{self.repeated_reverse:,}; in clusters of duplicates: {self.clustered / total:.1%}, the largest of {self.largest_cluster:,}"
+            f"copies    rows that repeat: {self.repeated:,}; on the other strand: {self.repeated_reverse:,}; "
+            f"in clusters: {self.clustered / total:.1%}, the largest of {self.largest_cluster:,}"
         )
         each = [
             f"{found.part} in {found.within} {found.exact:,}, {found.reverse_complement:,}, {found.near:,}"
