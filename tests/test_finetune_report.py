@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from hyenadna import files
+from hyenadna import files, plots
 from hyenadna.data.labelled import LabelledSequences
 from hyenadna.errors import InputError, ShapeError, WriteError
 from hyenadna.finetune import comparison, metrics
@@ -16,6 +16,11 @@ from hyenadna.finetune.report import FILES, Report
 from hyenadna.finetune.task import Task
 
 BINARY = Task("binary", ("no", "yes"))
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    monkeypatch.setattr(plots, "_DOTS_PER_INCH", 40)
 
 
 def sequences(labels, first=0, groups=None):

@@ -8,7 +8,6 @@ are drawn at random, and the note of the baseline says so.
 import dataclasses
 import functools
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,12 +18,15 @@ from hyenadna.data.labelled import LabelledSequences
 from hyenadna.errors import InputError
 from hyenadna.finetune import metrics
 from hyenadna.finetune.composition import gc_and_cpg, kmer_counts, one_hot, window_kmers
+from hyenadna.finetune.linear import Matrix, fit_linear
 from hyenadna.finetune.task import Task
 
 TRAIN_BASES = 20_000_000
 """Most bases of training rows that any baseline sees."""
 SEARCH_ROWS = 10_000
 """Most rows, of the train and of the valid part, by which k and the like are chosen."""
+SEARCH_BASES = 1_500_000
+"""Most bases of those rows for the linear models, which are fitted some twenty times."""
 NEIGHBOUR_ROWS = 10_000
 """Most training rows among which the nearest are looked for."""
 WINDOWS = 100_000
@@ -36,9 +38,7 @@ LONGEST_ONE_HOT = 20_000
 _BASES_AT_ONCE = 4_000_000
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 
-Matrix = Any  # scipy's sparse matrices and numpy arrays: what scikit-learn takes
 Features = Callable[[Sequence[str]], Matrix]
-Predict = Callable[[Matrix], NDArray[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def baselines(
 
     Raises
     ------
-    InputError              no training row, or labels that the task does not know
+    InputError              no training or test row, or labels that the task does not know
     """
     problem = _problem(task, train, test, valid, seed)
     if task.kind == "nucleotide":
@@ -138,6 +138,8 @@ def _problem(
 ) -> Problem:
     if not len(train) or train.labels is None:
         raise InputError(f"{train.source or 'the data'}: no labelled row to train the baselines on")
+    if not len(test):
+        raise InputError(f"{test.source or 'the data'}: no test row to measure the baselines on")
     random = np.random.default_rng(seed)
     order = random.permutation(len(train))
     within = np.cumsum(train.lengths[order]) <= TRAIN_BASES
@@ -155,7 +157,7 @@ def _problem(
         groups = np.unique(train.groups, return_inverse=True)[1] if train.groups else fit
         held = np.isin(groups, random.permutation(groups.max() + 1)[: max(1, (groups.max() + 1) // 5)])
         if held.all():
-            held = random.random(len(train)) < 0.2
+            held = np.arange(len(train)) % 5 == 0
         fit = np.flatnonzero(~held) if not held.all() else fit
         checked = tuple(train.sequences[row] for row in np.flatnonzero(held))
         checked_targets = targets[held]
@@ -237,54 +239,25 @@ def _linear(
     problem: Problem, candidates: Iterator[tuple[str, Features]], strengths: Sequence[float]
 ) -> tuple[NDArray[np.float64], str]:
     """A logistic or ridge regression on the features and with the strength that did best on the check rows."""
-    task, rows = problem.task, problem.search(SEARCH_ROWS)
+    task, typical = problem.task, max(1, sum(map(len, problem.train)) // len(problem.train))
+    rows = problem.search(min(SEARCH_ROWS, max(100, SEARCH_BASES // typical)))
     fit = [problem.train[row] for row in rows]
     tried: list[tuple[float, str, Features, float]] = []
     for note, features in candidates:
         to_fit, to_check = features(fit), features(problem.check)
+        last = -np.inf
         for strength in strengths:
             predict = fit_linear(task, to_fit, problem.targets[rows], strength)
-            tried.append((_goodness(problem, predict(to_check)), note, features, strength))
+            value = _goodness(problem, predict(to_check))
+            tried.append((value, note, features, strength))
+            if value < last:  # a weaker penalty, the slower to fit, would not do better
+                break
+            last = value
     _, note, features, strength = max(tried, key=lambda one: one[0])
     predict = fit_linear(task, features(problem.train), problem.targets, strength)
     predictions = np.concatenate([predict(features(chunk)) for chunk in _chunks(problem.test)])
     chosen = f"C = {strength:g}" if len(strengths) > 1 else ""
     return predictions, ", ".join(part for part in (note, chosen) if part)
-
-
-def fit_linear(task: Task, features: Matrix, targets: NDArray[Any], strength: float) -> Predict:
-    """A logistic regression, one a label for multilabel, or a ridge regression; constant where targets are.
-
-    Parameters
-    ----------
-    task : Task
-    features : matrix (n, columns)
-    targets : array             as `Task.targets` gives them
-    strength : float
-        scikit-learn's C; the ridge's alpha is its inverse.
-    """
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    if task.kind == "regression":
-        ridge = Ridge(alpha=1 / strength).fit(features, (targets - task.mean) / task.deviation)
-        return lambda asked: (ridge.predict(asked) * task.deviation + task.mean)[:, None]
-    if task.kind == "multilabel":
-        yes = Task("binary", ("0", "1"))
-        each = [fit_linear(yes, features, column.astype(np.int64), strength) for column in targets.T]
-        return lambda asked: np.stack([predict(asked)[:, 1] for predict in each], axis=1)
-    present = np.unique(targets)
-    if len(present) == 1:
-        return lambda asked: np.repeat(np.eye(task.outputs)[present], asked.shape[0], axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a weak penalty may not converge; valid then prefers another
-        model = LogisticRegression(C=strength, max_iter=200).fit(features, targets)
-
-    def predict(asked: Matrix) -> NDArray[np.float64]:
-        found = np.zeros((asked.shape[0], task.outputs))
-        found[:, present] = model.predict_proba(asked)
-        return found
-
-    return predict
 
 
 def _nearest(problem: Problem) -> tuple[NDArray[np.float64], str]:
