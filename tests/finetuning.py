@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hyenadna import HyenaConfig, HyenaDNA
+from hyenadna import HyenaConfig, HyenaDNA, plots
 from hyenadna.data.labelled import LabelledSequences
+from hyenadna.finetune import plan
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.examples import Examples
 from hyenadna.finetune.plan import resolved
@@ -58,3 +59,19 @@ def trainer(rows, valid, *, model=None, task=None, seed: int = 0, batch_tokens: 
     parts = [Examples.of(labelled(part), task, model.config) for part in (rows, valid)]
     adapted = SequenceModel(model, task, config.adaptation, seed=seed)
     return Trainer(adapted, *parts, config, seed=seed, batch_tokens=batch_tokens)
+
+
+class NoCheck:
+    """In the place of a check of the rows."""
+
+    def text(self) -> str:
+        return "not checked"
+
+    def to_json(self) -> dict[str, str]:
+        return {}
+
+
+def leave_out_the_slow(monkeypatch) -> None:
+    """Without what other tests test, and what takes most of the time on few rows: the check of the rows, and plots."""
+    monkeypatch.setattr(plan, "check", lambda data, kind: NoCheck())
+    monkeypatch.setattr(plots, "write_png", lambda drawn, path: path.write_bytes(b""))

@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from finetuning import base, planted, write_table
+from finetuning import base, leave_out_the_slow, planted, write_table
 from pretraining import Command, hyena, wait_for_step
 
 from hyenadna.finetune.config import FinetuneConfig, command
@@ -26,21 +26,21 @@ def small(files, tmp_path):
     return (files / "my.csv", "-m", files / "base", "-o", tmp_path / "run", *common)
 
 
-def test_a_table_in_a_report_out(small, tmp_path):
-    code, out, err = hyena("finetune", *small, "--method", "head", "--dry-run", "--json")
-    rehearsal = json.loads(out)
-    assert code == 0 and rehearsal["seconds"] > 0 and not (tmp_path / "run").exists()
+def test_a_table_in_a_report_out(small, tmp_path, monkeypatch):
     code, out, err = hyena("finetune", *small, "--method", "head")
     assert code == 0 and "language model" in out and f"next      hyena predict NEW.csv -m {tmp_path / 'run'}" in out
     for words in (
         "sequences in column 'sequence'",
         "task      binary, 2 classes",
-        "test in train: 0 exact",
+        "alone     AUROC",
         "method    head",
     ):
         assert words in err
+    leave_out_the_slow(monkeypatch)
     code, out, _ = hyena("finetune", *small, "--method", "head", "--json")
     assert code == 0 and json.loads(out)["report"]["main_metric"] == "auroc"
+    code, out, _ = hyena("finetune", *small, "--method", "head", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["seconds"] > 0
     # the written configuration runs again, under another name
     again = tmp_path / "again"
     code, out, _ = hyena("finetune", "--config", tmp_path / "run/finetune.yaml", "--out", again, "--quiet")
@@ -49,30 +49,26 @@ def test_a_table_in_a_report_out(small, tmp_path):
         assert np.array_equal(one["predictions"], other["predictions"])
 
 
-def test_a_signal_ends_it_and_the_same_command_continues(small, tmp_path):
+def test_a_killed_command_continues_and_a_signal_ends_it(small, tmp_path, monkeypatch):
+    leave_out_the_slow(monkeypatch)
     words = ("finetune", *small, "--method", "full", "--lr", "1e-4", "--batch-size", "4", "--patience", "100")
-    words = [word if word != "2" else "200" for word in words]
-    running = Command(*words, fork=True)
-    wait_for_step(tmp_path / "run", 1, running)
-    running.send(signal.SIGTERM)
-    code, out, err = running.finish()
-    said = f"hyena: interrupted; the same command continues after the last epoch saved in {tmp_path / 'run'}\n"
-    assert code == 143 and out == "" and err.endswith(said)
-    assert not [path for path in (tmp_path / "run").glob(".*") if path.name != ".lock"]
-    code, _, err = hyena(*words, "--dry-run")
-    assert code == 0
-    running = Command(*words, fork=True)
-    lines = len((tmp_path / "run/metrics.csv").read_text().splitlines())
-    wait_for_step(tmp_path / "run", lines + 1, running)
-    running.send(signal.SIGKILL)
-    running.finish()
-    kept = (tmp_path / "run/metrics.csv").read_text().splitlines()[: lines + 1]
-    running = Command(*words, fork=True)
-    wait_for_step(tmp_path / "run", lines + 3, running)
-    running.send(signal.SIGINT)
-    code, _, err = running.finish()
-    assert code == 130 and "continued after epoch" in err
-    assert (tmp_path / "run/metrics.csv").read_text().splitlines()[: lines + 1] == kept
+    words, run = [word if word != "2" else "500" for word in words], tmp_path / "run"
+    killed = Command(*words, fork=True)
+    wait_for_step(run, 2, killed)
+    killed.send(signal.SIGKILL)
+    killed.finish()
+    before = (run / "metrics.csv").read_text().splitlines()
+    ended = Command(*words, fork=True)
+    wait_for_step(run, len(before) + 1, ended)
+    ended.send(signal.SIGTERM)
+    code, out, err = ended.finish()
+    said = f"hyena: interrupted; the same command continues after the last epoch saved in {run}\n"
+    assert code == 143 and out == "" and "continued after epoch" in err and err.endswith(said)
+    assert not [path for path in run.glob(".*") if path.name != ".lock"]
+    after = (run / "metrics.csv").read_text().splitlines()
+    epochs = [int(line.split(",")[0]) for line in after[1:]]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert [line.split(",")[:4] for line in before[:-2]] == [line.split(",")[:4] for line in after[: len(before) - 2]]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hyenadna.cli.config_flags import takes_config
-from hyenadna.data.tables import DataConfig
+from hyenadna.data.data_config import DataConfig
 
 
 @takes_config(DataConfig)

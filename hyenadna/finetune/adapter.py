@@ -236,7 +236,7 @@ def _find_base(base: str, folder: Path, adaptation: Adaptation, device: str | to
     beside = folder / base
     if not adaptation.frozen:
         return checkpoint.load(beside, device=device), str(beside)
-    places = (Path(base).expanduser(), beside)
+    places = (beside, Path(base).expanduser())
     for place_ in places:
         if place_.exists():
             return checkpoint.load(place_, device=device), str(place_)
