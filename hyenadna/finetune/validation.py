@@ -1,5 +1,6 @@
-"""What chooses the epoch: the loss of the validation rows, and the metric that people read beside it."""
+"""What chooses the epoch: the metric of the validation rows that the report is judged by, then their loss."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +31,16 @@ class Validation(NamedTuple):
         return cls(_loss(task, targets, predictions), point(task, targets, predictions)[name], name)
 
     def better_than(self, other: "Validation") -> bool:
-        """Whether its loss is lower: less noisy on few rows than a count of errors, and true to probabilities."""
-        return self.loss < other.loss
+        """Whether its metric is higher, or the same and its loss lower; a metric that is NaN counts as -1.
+
+        The loss alone would stop early: it grows by a few certain errors while the order of the rows still improves.
+        """
+        return self.rank > other.rank
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Grows with how good the model is."""
+        return -1.0 if math.isnan(self.metric) else self.metric, -self.loss
 
 
 def _loss(task: Task, targets: NDArray[Any], predictions: NDArray[np.float64]) -> float:
