@@ -87,7 +87,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneRun:
             test, state = _run(plan, run, name)
             tests.append(test)
             states.append(state)
-        best = min(range(len(runs)), key=lambda index: states[index].best.rank)  # type: ignore[union-attr]
+        best = max(range(len(runs)), key=lambda index: states[index].best.rank)  # type: ignore[union-attr]
         report = _report(plan, folder, tests)
         _publish(plan, folder, runs[best], report)
     return FinetuneRun(folder, report, runs[best])
