@@ -32,6 +32,7 @@ def measure(name: str, share: float, init: Any, flags: argparse.Namespace) -> di
     config = FinetuneConfig(
         data=name,
         data_dir=flags.data_dir,
+        pool=flags.pool,
         model=flags.model,
         init=init,
         max_train_rows=max(2, round(share * flags.max_train_rows)),
@@ -83,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", help="as hyena finetune takes them")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--pool", default="mean", help="as hyena finetune takes it")
     parser.add_argument("--model", default="starter")
     parser.add_argument("--max-train-rows", type=int, default=5_000, help="what 100 %% are (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)

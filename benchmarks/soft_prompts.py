@@ -42,6 +42,7 @@ def measure(name: str, n: int | None, flags: argparse.Namespace) -> dict[str, An
     config = FinetuneConfig(
         data=name,
         data_dir=flags.data_dir,
+        pool=flags.pool,
         method=method,
         prompt_length=n or 0,
         max_train_rows=flags.max_train_rows,
@@ -106,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", help="as hyena finetune takes them")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--pool", default="mean", help="as hyena finetune takes it")
     parser.add_argument("--max-train-rows", type=int, default=1_000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=machine.available_cpus())

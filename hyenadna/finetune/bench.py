@@ -84,7 +84,7 @@ def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneCon
             # the other methods on random weights say nothing that `head` does not
             ways += [(method, "random") for method in config.methods if method in ("full", "head")]
         for method, init in ways:
-            settings: dict[str, Any] = recipe.settings | {"method": method}
+            settings: dict[str, Any] = recipe.settings | recipe.settings_of.get(name, {}) | {"method": method}
             given = {"epochs": config.epochs, "max_train_rows": config.max_train_rows}
             settings |= {field: value for field, value in given.items() if value is not None}
             yield (

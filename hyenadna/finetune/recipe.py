@@ -23,7 +23,9 @@ class Recipe:
     metric: str
     """What the published numbers are; the table has it first."""
     settings: dict[str, Any]
-    """Settings of `hyena finetune` that differ from its defaults."""
+    """Settings of `hyena finetune` that differ from its defaults, of all sets."""
+    settings_of: dict[str, dict[str, Any]]
+    """Further ones of single sets."""
     sets: dict[str, dict[str, float]]
     """Set to its published numbers in percent, by the name of the model."""
 

@@ -84,6 +84,8 @@ class Report:
         text = verdict.text
         if on_all.outcome != verdict.outcome:
             text += f" Judged without the test rows that have a copy in train; with them it reads: {on_all.text}"
+        if verdict.outcome != "better" and verdict.baseline == "positional one-hot" and not self._by_position:
+            text += " What tells the labels apart stands at fixed positions: --pool positions lets the model use that."
         if len(self.runs) == 1:
             text += " One training alone: the interval does not hold how trainings differ; --seeds 5 adds that."
         return Verdict(verdict.outcome, verdict.baseline, text)
@@ -137,6 +139,10 @@ class Report:
             report_files.draw_confusion(self.task, self.runs, folder / "confusion.png")
         if self.task.kind != "nucleotide":
             report_files.draw_curves(self.task, self.runs, self.baselines, self.full, folder / "curves.png")
+
+    @property
+    def _by_position(self) -> bool:
+        return "--pool positions" in str(self.settings.get("command", ""))
 
     @property
     def _splits(self) -> list[int]:
