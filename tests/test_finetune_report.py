@@ -273,17 +273,16 @@ def test_model_card():
     card = model_card(
         report,
         method="lora, rank 8",
-        base="starter",
-        base_sha256="ab12",
+        base="starter, pretrained weights ab12",
         data="toy.csv",
-        data_sha256="cd34",
+        rows_sha256="cd34",
         split_rule="by sequence cluster",
         command="hyena finetune toy.csv --method lora",
         rows={"train": 1000, "valid": 100, "test": 400},
     )
     assert card.startswith("# Tells no, yes from DNA\n") and report.verdict.text in card
     for part in (
-        "`ab12`",
+        "starter, pretrained weights ab12. Method: lora, rank 8.\nThe adapter belongs to this model alone",
         "`cd34`",
         "train 1,000, valid 100, test 400",
         "Split: by sequence cluster.",

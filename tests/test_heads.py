@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from adapting import LENGTHS
@@ -10,7 +11,8 @@ from scipy.special import softmax
 from hyenadna.errors import InputError
 from hyenadna.finetune.heads import LABEL_TOKENS, LinearHead, Pool, label_tokens, last
 
-POOLINGS = ("mean", "max", "last", "attention")
+POOLINGS = ("mean", "max", "last", "attention", "positions")
+POSITIONS = 24
 D = 16
 
 
@@ -19,7 +21,7 @@ def states(B=4, L=20, dtype=torch.float64):
 
 
 def pool_of(pooling, dtype=torch.float64):
-    pool = Pool(pooling, D).to(dtype)
+    pool = Pool(pooling, D, POSITIONS if pooling == "positions" else None).to(dtype)
     if pool.query is not None:
         pool.query.data.copy_(torch.randn(D, generator=torch.Generator().manual_seed(1)))
     return pool
@@ -38,6 +40,8 @@ def test_pooling_is_numpys_over_each_sequences_own_positions(pooling):
                 expected = own.max(0)
             case "last":
                 expected = own[-1]
+            case "positions":
+                expected = np.concatenate([own, np.zeros((POSITIONS - length, D))]).ravel()
             case _:
                 expected = softmax(own @ pool.query.detach().numpy() / D**0.5) @ own
         assert abs(pooled[row] - expected).max() < 1e-12

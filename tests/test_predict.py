@@ -147,8 +147,8 @@ LINES = {
     ),
     "multilabel": (
         [0.5, 0.25, 0.75],
-        "x\ta;c\t0.5\t0.25\t0.75",
-        {"prediction": "a;c", "probabilities": {"a": 0.5, "b": 0.25, "c": 0.75}},
+        "x\tc\t0.5\t0.25\t0.75",
+        {"prediction": "c", "probabilities": {"a": 0.5, "b": 0.25, "c": 0.75}},
     ),
     "regression": ([1.23456789], "x\t1.23457", {"prediction": 1.23457}),
     "nucleotide": (

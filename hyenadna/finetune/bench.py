@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyenadna.errors import UsageError
-from hyenadna.finetune import bench_report
 from hyenadna.finetune.config import FinetuneConfig, command
 from hyenadna.finetune.recipe import Recipe
 from hyenadna.progress import notice
@@ -107,6 +106,7 @@ def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneCon
 def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> list[Entry]:
     """Train everything that is not trained yet, and write the tables after each run."""
     # these import torch, which the command's help does not need
+    from hyenadna.finetune import bench_report
     from hyenadna.finetune.finetune import finetune
     from hyenadna.finetune.run_folder import read_metrics
 

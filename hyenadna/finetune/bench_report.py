@@ -9,12 +9,12 @@ import numpy as np
 
 from hyenadna import __version__, machine, plots
 from hyenadna.files import write_json
+from hyenadna.finetune.comparison import MODEL
 from hyenadna.finetune.recipe import Recipe
 
 if TYPE_CHECKING:
     from hyenadna.finetune.bench import Entry
 
-MODEL = "language model"
 _METRICS = ("accuracy", "mcc", "auroc")
 _HEADER = (
     "set", "method", "weights", "train_rows", "test_rows", "copies_in_train", "trainings",
@@ -99,9 +99,8 @@ def _found(
     measured = next(
         (e.report["tests"]["full"] for e in entries if e.name == entry.name and e.report["baselines"]), None
     )
-    baseline = None
-    if measured is not None and measured["best"] is not None:
-        baseline = (measured["best"], measured["models"][measured["best"]][recipe.metric])
+    best = None if measured is None else _best(recipe, measured)
+    baseline = None if measured is None or best is None else (best, measured["models"][best][recipe.metric])
     ours = None if without is None else without["models"][MODEL][recipe.metric]
     return (rows["train"], rows["test"], copies), full["models"][MODEL][recipe.metric], ours, baseline
 
@@ -112,7 +111,8 @@ def _row(recipe: Recipe, entries: Sequence["Entry"], entry: "Entry") -> list[Any
     cells: list[Any] = [entry.name, entry.method, entry.init, *rows, len(entry.report["runs"])]
     for metric in _METRICS:
         cells += _triple(full["models"][MODEL].get(metric))
-    difference = None if full["best"] is None else full["differences"][full["best"]][recipe.metric]
+    best = _best(recipe, full)
+    difference = None if best is None else full["differences"][best][recipe.metric]
     return [
         *cells,
         *_triple(without),
@@ -123,6 +123,13 @@ def _row(recipe: Recipe, entries: Sequence["Entry"], entry: "Entry") -> list[Any
         round(entry.seconds, 1),
         entry.command,
     ]
+
+
+def _best(recipe: Recipe, test: dict[str, Any]) -> str | None:
+    """The baseline that is best by the suite's metric, which need not be the one that the report compares by."""
+    known = {name: found[recipe.metric]["value"] for name, found in test["models"].items() if name != MODEL}
+    known = {name: value for name, value in known.items() if value is not None}
+    return max(known, key=lambda name: known[name], default=None)
 
 
 def _triple(found: _Numbers | None) -> tuple[float | None, ...]:

@@ -22,9 +22,8 @@ def model_card(
     *,
     method: str,
     base: str,
-    base_sha256: str,
     data: str,
-    data_sha256: str,
+    rows_sha256: str,
     split_rule: str,
     command: str,
     rows: Mapping[str, int],
@@ -36,11 +35,11 @@ def model_card(
     ----------
     report : Report
     method : str
-        How the base was adapted, in words: 'lora, rank 8 on in_proj and out_proj'.
-    base, base_sha256 : str
-        The model that was adapted, and the SHA-256 of its weights.
-    data, data_sha256 : str
-        Where the labelled sequences come from, and their SHA-256.
+        How the base was adapted.
+    base : str
+        The model that was adapted, with the SHA-256 of its weights.
+    data, rows_sha256 : str
+        Where the labelled sequences come from, and the SHA-256 of the rows that were used.
     split_rule : str
         How train, valid and test were told apart, in words.
     command : str
@@ -58,12 +57,12 @@ def model_card(
 
 ## Base
 
-`{base}`, SHA-256 of the weights `{base_sha256}`. Method: {method}. An adapter belongs to this base alone; loading it on
-another one is refused.
+{base}. Method: {method}.
+{_belongs(method)}
 
 ## Data
 
-{data}, SHA-256 `{data_sha256}`. Rows: {counts}.
+{data}; SHA-256 of the rows `{rows_sha256}`. Rows: {counts}.
 Split: {split_rule}.
 
 ## How good it is
@@ -89,6 +88,14 @@ choosing negatives. Probabilities are not calibrated. It is for research, not fo
 {licence or "The licence of the data is not known to this program; look it up before passing the weights on."}
 The adapter carries the licence of whoever trained it, the base its own.
 """
+
+
+def _belongs(method: str) -> str:
+    if method == "full":
+        return (
+            "All its weights were changed: the model that came of it lies in `model/` beside the adapter, as its base."
+        )
+    return "The adapter belongs to this model alone; loading it on another one is refused."
 
 
 def _title(report: Report) -> str:

@@ -69,7 +69,8 @@ class FinetuneConfig(DataConfig, Adaptation):
     seed: int = 0
     """The first of the seeds; also decides the splits."""
     max_train_rows: int | None = None
-    """Train on this many rows at most, drawn so that classes keep their shares (default: all)."""
+    """Train on about this many rows, drawn once for each split: so that classes keep their shares, at least one row of
+    each, or at random where there are no classes (default: all)."""
     train_share: float | None = None
     """Train on this share of the rows, drawn likewise (default: 1)."""
     epochs: int | None = None

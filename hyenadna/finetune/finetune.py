@@ -96,14 +96,14 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneRun:
 def _run(plan: Plan, run: Run, name: str) -> tuple[TestRun, State]:
     """Train, choose the epoch, and predict the test rows, or whatever of this is not done yet."""
     run.enter()
-    trainer, origin = plan.trainer(run.split, run.seed), plan.origin(run.split, run.seed)
+    trainer, origin = plan.trainer(run.split, run.seed), plan.origin(run.split)
     state, predictions = run.saved(origin), run.predictions()
     if state is not None:
         trainer.restore(state)
     if predictions is None or state is None:
         _train(trainer, run, origin, name)
         predictions = _test(plan, run, trainer)
-    train, _, test = plan.rows(run.split, run.seed)
+    train, _, test = plan.rows(run.split)
     assert test.labels is not None
     targets = trainer.model.task.targets(test.labels)
     copies = duplicated(train.sequences, test.sequences).any
@@ -143,14 +143,15 @@ def _test(plan: Plan, run: Run, trainer: Trainer) -> Any:
     """Save the best epoch's model, then predict the test rows with it: the only time that they are looked at."""
     trainer.take_best()
     model, config = trainer.model, plan.config
-    base = config.model
+    # a folder by its whole path, so that it is found from any working directory
+    base = str(Path(config.model).expanduser().resolve()) if Path(config.model).expanduser().exists() else config.model
     text = _run_card(plan, trainer.state)
     if config.init == "random" and config.adaptation.frozen:
         plan.new_base(config.seed + run.seed).save_pretrained(run.model, card=text, overwrite=True)
         base = "../model"
     training = _training(plan, run, trainer.state)
     adapter.save(model, run.adapter, base=base, card=text, training=training, overwrite=True)
-    test = plan.rows(run.split, run.seed)[2]
+    test = plan.rows(run.split)[2]
     examples = Examples.of(test, model.task, plan.base.config)
     with torch.autocast(trainer.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         predictions = apply(
@@ -166,7 +167,7 @@ def _training(plan: Plan, run: Run, state: State) -> dict[str, Any]:
         "hyenadna": __version__,
         "command": command(plan.config),
         "data": plan.splits[run.split].source,
-        "rows_sha256": plan.origin(run.split, run.seed),
+        "rows_sha256": plan.rows_sha256(run.split),
         "split": run.split,
         "seed": plan.config.seed + run.seed,
         "epoch": state.best_epoch,
@@ -196,8 +197,8 @@ def _report(plan: Plan, folder: RunFolder, tests: Sequence[TestRun]) -> Report:
     settings = {
         "data": plan.splits[0].source,
         "split": plan.rule(0),
-        "rows": {name: len(part) for name, part in zip(PARTS, plan.rows(0, 0), strict=True)},
-        "model": f"{plan.config.model}, {plan.config.init} weights, {plan.base_sha256}",
+        "rows": {name: len(part) for name, part in zip(PARTS, plan.rows(0), strict=True)},
+        "model": _model_in_words(plan),
         "method": plan.config.method,
         "command": command(plan.config),
         "hyenadna": __version__,
@@ -205,9 +206,16 @@ def _report(plan: Plan, folder: RunFolder, tests: Sequence[TestRun]) -> Report:
     return Report(plan.task, tests, simple, settings)
 
 
+def _model_in_words(plan: Plan) -> str:
+    """The model that the runs started from, with the SHA-256 of its weights if they were taken."""
+    if plan.config.init == "random":
+        return f"{plan.config.model} with random weights"
+    return f"{plan.config.model}, pretrained weights {plan.base_sha256}"
+
+
 def _baselines(plan: Plan, folder: RunFolder, split: int) -> list[Baseline]:
     """Those of a split; kept in a file, since some take as long as a run."""
-    path, origin = folder.baselines / f"split-{split}.npz", plan.origin(split, 0)
+    path, origin = folder.baselines / f"split-{split}.npz", plan.origin(split)
     if path.exists():
         with np.load(path) as arrays:
             about = json.loads(str(arrays["about"]))
@@ -215,7 +223,7 @@ def _baselines(plan: Plan, folder: RunFolder, split: int) -> list[Baseline]:
                 kept = about["baselines"]
                 predictions = [arrays.get(f"predictions_{index}") for index in range(len(kept))]
                 return [Baseline(**item, predictions=found) for item, found in zip(kept, predictions, strict=True)]
-    train, valid, test = plan.rows(split, 0)
+    train, valid, test = plan.rows(split)
     start = time.monotonic()
     found = baselines(plan.task_of(train), train, test, valid=valid, seed=plan.config.seed, cnn=True)
     notice(f"baselines of split {split}: {time.monotonic() - start:.0f} s")
@@ -233,13 +241,12 @@ def _publish(plan: Plan, folder: RunFolder, best: Run, report: Report) -> None:
     text = model_card(
         report,
         method=config.method,
-        base=config.model if config.init == "pretrained" else "model",
-        base_sha256=plan.base_sha256,
+        base=_model_in_words(plan),
         data=plan.splits[best.split].source,
-        data_sha256=plan.origin(best.split, best.seed),
+        rows_sha256=plan.rows_sha256(best.split),
         split_rule=plan.rule(best.split),
         command=command(config),
-        rows={name: len(part) for name, part in zip(PARTS, plan.rows(best.split, best.seed), strict=True)},
+        rows={name: len(part) for name, part in zip(PARTS, plan.rows(best.split), strict=True)},
     )
     for source, target in ((best.model, folder.model), (best.adapter, folder.adapter)):
         if source != target and source.is_dir():

@@ -96,7 +96,7 @@ class Plan:
         plan._check_lengths(data)
         return plan
 
-    def rows(self, split: int, seed: int) -> tuple[LabelledSequences, LabelledSequences, LabelledSequences]:
+    def rows(self, split: int) -> tuple[LabelledSequences, LabelledSequences, LabelledSequences]:
         """Training rows (all, or the subset that the configuration asks for), validation rows and test rows."""
         data = self.splits[split]
         train, valid, test = (data.part(name) for name in ("train", "valid", "test"))
@@ -106,8 +106,9 @@ class Plan:
             wanted = max(1, round(config.train_share * len(train)))
         if wanted < len(train):
             assert train.labels is not None
-            by_class = self.task.kind in ("binary", "multiclass")
-            train = train.take(subset(train.labels, wanted, by_class=by_class, seed=config.seed + seed))
+            # the same rows for every seed, as for the baselines; other splits draw others
+            drawn = subset(train.labels, wanted, by_class=self._by_class, seed=config.seed + split)
+            train = train.take(drawn)
         return train, valid, test
 
     def task_of(self, train: LabelledSequences) -> Task:
@@ -131,7 +132,7 @@ class Plan:
 
     def trainer(self, split: int, seed: int) -> Trainer:
         """The training of a run."""
-        train, valid, _ = self.rows(split, seed)
+        train, valid, _ = self.rows(split)
         task, number = self.task_of(train), self.config.seed + seed
         return Trainer(
             self.new_model(task, number),
@@ -142,10 +143,14 @@ class Plan:
             batch_tokens=self.batch_tokens,
         )
 
-    def origin(self, split: int, seed: int) -> str:
-        """SHA-256 of the rows of a run and of the model that it starts from."""
-        digest = hashlib.sha256(self.base_sha256.encode())
-        for part in self.rows(split, seed):
+    def origin(self, split: int) -> str:
+        """SHA-256 of the rows of a split and of the model that its runs start from."""
+        return hashlib.sha256((self.base_sha256 + self.rows_sha256(split)).encode()).hexdigest()
+
+    def rows_sha256(self, split: int) -> str:
+        """SHA-256 of ids, sequences and labels of a split's training, validation and test rows."""
+        digest = hashlib.sha256()
+        for part in self.rows(split):
             assert part.labels is not None
             for row in zip(part.ids, part.sequences, part.labels, strict=True):
                 digest.update("\t".join(row).encode() + b"\n")
@@ -166,13 +171,14 @@ class Plan:
     def describe(self, trainer: Trainer) -> str:
         """The run before it starts: rows, task, what to beware of, model and method, and the time that it takes."""
         config, model = self.config, trainer.model
-        train = self.rows(0, 0)[0]
+        train = self.rows(0)[0]
         learnt = sum(parameter.numel() for parameter in model.learnt().values())
         whole = sum(parameter.numel() for parameter in model.parameters())
         runs = len(self.splits) * config.seeds
         most = f"{config.epochs} epochs at most, {math.ceil(len(train) / config.batch_size):,} steps each"
         all_rows = len(self.splits[0].part("train"))
-        part = "" if len(train) == all_rows else f"train     {len(train):,} of {all_rows:,} rows, drawn by class"
+        how = "so that classes keep their shares" if self._by_class else "at random"
+        part = "" if len(train) == all_rows else f"train     {len(train):,} of {all_rows:,} rows, drawn {how}"
         return "\n".join(
             [
                 f"task      {_describe_task(self.task, train)}",
@@ -187,10 +193,20 @@ class Plan:
             ]
         )
 
+    @property
+    def _by_class(self) -> bool:
+        """Whether subsets are drawn class by class."""
+        return self.task.kind in ("binary", "multiclass")
+
     def _check_lengths(self, data: LabelledSequences) -> None:
         model, longest = self.new_model(self.task, self.config.seed), int(data.lengths.max())
         if longest <= model.longest:
             return
+        if model.longest == self.config.positions:
+            raise SequenceTooLong(
+                f"{data.ids[int(data.lengths.argmax())]} has {longest:,} bases, more than --positions "
+                f"{model.longest:,}: leave the flag out, or shorten the sequences"
+            )
         prompt = self.config.prompt_length if self.config.method == "soft-prompt" else 0
         raise SequenceTooLong(
             f"{data.ids[int(data.lengths.argmax())]} has {longest:,} bases; {self.config.model}"

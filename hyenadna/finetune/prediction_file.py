@@ -23,7 +23,7 @@ class PredictionLines:
     """One line a sequence: id, prediction, and the probability of each class or label.
 
     A regression has no probabilities; nucleotides have one class each, written in a row, and the mean of the classes'
-    probabilities. A label of a multilabel task is predicted from a probability of 0.5 on; several are joined by ';'.
+    probabilities. A label of a multilabel task is predicted above a probability of 0.5; several are joined by ';'.
     """
 
     def __init__(self, task: Task, *, as_json: bool = False) -> None:
@@ -72,7 +72,7 @@ class PredictionLines:
                 classes = "".join(labels[best] for best in values.argmax(axis=1))
                 return classes, {"mean_probability": f"{values.max(axis=1).mean():.6g}"}
             case "multilabel":
-                prediction = ";".join(label for label, value in zip(labels, values, strict=True) if value >= 0.5)
+                prediction = ";".join(label for label, value in zip(labels, values, strict=True) if value > 0.5)
             case _:
                 prediction = labels[int(values.argmax())]
         return prediction, {label: f"{value:.6g}" for label, value in zip(labels, values, strict=True)}

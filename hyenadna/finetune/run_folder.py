@@ -5,7 +5,8 @@ check.json          what `hyena data check` finds in the rows as they were split
 report.*            how good the model is on the test rows, beside the baselines; its plots are beside it
 predictions.tsv     of the test rows
 adapter/            what was learnt, of the run with the best validation, for `hyena predict`
-model/              the weights that the adapter belongs to, where they are not those of a pretrained model
+model/              the random weights that the adapter belongs to, with --init random; a model that was trained as a
+                    whole lies in adapter/model/
 baselines/          predictions of the simple models on each split
 metrics.csv, training.png, state.ckpt, test.npz
                     a line an epoch; the same drawn; where the run continues; predictions, once the run is over.
@@ -30,13 +31,14 @@ from pydantic import TypeAdapter, ValidationError
 from hyenadna.errors import CheckpointError, RunFolderError, WriteError
 from hyenadna.files import atomic_write, lock, restore_folder, write_text
 from hyenadna.finetune.config import FinetuneConfig, differing_fields
+from hyenadna.finetune.report import FILES
 from hyenadna.finetune.train import State
 from hyenadna.finetune.validation import Validation
 
 _CONFIG = "finetune.yaml"
 _OURS = re.compile(
-    r"adapter|model|baselines|split-\d+-seed-\d+|check\.json|report\.\w+|predictions\.tsv|metrics\.csv|state\.ckpt|"
-    r"test\.npz|README\.md|\w+\.png|\w+\.tsv|\.(adapter|model)\.old"
+    r"adapter|model|baselines|split-\d+-seed-\d+|check\.json|metrics\.csv|training\.png|state\.ckpt|test\.npz|"
+    r"README\.md|\.(adapter|model)\.old|" + "|".join(map(re.escape, FILES))
 )
 """What a new start removes, besides finetune.yaml, which says that the folder is a run's and goes last."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
@@ -55,9 +57,7 @@ class Run:
     def enter(self) -> None:
         """Make the folder ready: nothing half-written is left in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in self.path.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                _remove(path)
+        _remove_half_written(self.path)
         restore_folder(self.adapter)
         restore_folder(self.model)
 
@@ -193,6 +193,7 @@ class RunFolder:
         RunFolderError          as `check`
         """
         self.check(config, overwrite=overwrite)
+        _remove_half_written(self.path)
         if overwrite and self.config.exists():
             for path in self.path.iterdir():
                 if _OURS.fullmatch(path.name):
@@ -255,6 +256,12 @@ def _cell(value: float) -> str:
     if math.isnan(value):
         return ""
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.9g}"
+
+
+def _remove_half_written(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -41,7 +41,7 @@ class SequenceModel(nn.Module):
 
     Raises
     ------
-    UsageError              the prompt leaves no room for a sequence
+    UsageError              the prompt leaves no room for a sequence; pool positions without their number
     InputError              the task cannot be read from label tokens
     """
 
@@ -59,6 +59,8 @@ class SequenceModel(nn.Module):
             if adaptation.read_out == "label-tokens":
                 self.label_tokens = label_tokens(task.kind, task.outputs)
             else:
+                if pooled and adaptation.pool == "positions" and adaptation.positions is None:
+                    raise UsageError("pool positions needs the bases of the longest sequence as positions")
                 self.pool = Pool(adaptation.pool, D, adaptation.positions) if pooled else None
                 features = D if self.pool is None else self.pool.features
                 self.head = LinearHead(features, task.outputs, d_model=D, dropout=dropout)
