@@ -1,8 +1,8 @@
 """What pretraining is worth when labels are few: full fine-tuning from the pretrained and from random weights.
 
-Each set is trained on 1, 3, 10, 30 and 100 % of its training rows (classes keep their shares), several seeds each, and
-tested on all of its test rows; the simple models see the same rows as the first seed. Writes a JSON file and a plot
-beside it. A run that was stopped goes on where it was.
+Each set is trained on 1, 3, 10, 30 and 100 % of --max-train-rows (classes keep their shares; a smaller set is used
+whole sooner), several seeds each, and tested on all of its test rows; the simple models see the same rows as the first
+seed. Writes a JSON file and a plot beside it. A run that was stopped goes on where it was.
 
     python benchmarks/label_efficiency.py gue/prom/prom_core_tata gue/mouse/0 --data-dir GUE
 """

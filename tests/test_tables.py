@@ -321,3 +321,34 @@ def test_nothing_at_the_path(tmp_path):
         read_labelled(DataConfig(data=str(tmp_path / "none")))
     with pytest.raises(UsageError, match="--data is empty; give a file, a folder"):
         read_labelled(DataConfig(data=""))
+
+
+def test_flags_that_the_data_have_no_use_for(tmp_path):
+    fasta, table = ">a x\nAC\n>b y\nGT\n", "id,label\na,x\nb,y\n"
+    for flag in ("seq_col", "label_col", "id_col", "split_col", "group_col"):
+        name = f"--{flag.replace('_', '-')}"
+        with pytest.raises(
+            UsageError, match=rf"{name} label: .*a\.fa is FASTA, which has no columns by name; leave it"
+        ):
+            read(tmp_path, fasta, "a.fa", **{flag: "label"})
+    (tmp_path / "labels.csv").write_text(table)
+    given = {"labels": tmp_path / "labels.csv", "label_col": "label", "id_col": "id"}
+    assert read(tmp_path, fasta, "a.fa", **given).labels == ("x", "y")
+    write_classes(tmp_path / "classes", {"p": {"1.txt": "AC"}})
+    with pytest.raises(UsageError, match=r"--seq-col seq: .*classes is a folder of classes, which has no columns"):
+        read_labelled(DataConfig(data=str(tmp_path / "classes"), seq_col="seq"))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text("seq,label,split\nAC,x,train\n")
+    pair = str(tmp_path / "train.csv")
+    assert read_labelled(DataConfig(data=pair, split_col="split", test=tmp_path / "a.fa")).parts == (
+        "train", "test", "test",
+    )  # fmt: skip
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").rename(folder / f"{name}.csv")
+    with pytest.raises(UsageError, match=r"--split-col split: .*parts has a file or folder for each part; leave it"):
+        read_labelled(DataConfig(data=str(folder), split_col="split"))
+    for data, said in ((str(folder), "parts"), (None, "the bundled splice table")):
+        with pytest.raises(UsageError, match=rf"--data-dir .* holds .*gue/TASK, but the data are .*{said}; leave it"):
+            read_labelled(DataConfig(data=data, data_dir=tmp_path))

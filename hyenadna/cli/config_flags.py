@@ -122,7 +122,7 @@ def _flag(field: "dataclasses.Field[Any]", text: str) -> inspect.Parameter:
     flag = field.name.replace("_", "-")
     said: Any = {"help": text, "envvar": f"HYENA_{field.name.upper()}", "show_envvar": False}
     if field.name == _ARGUMENT:
-        option = typer.Argument(metavar="[DATA]", **said)
+        option = typer.Argument(metavar="DATA", **said)
     else:
         names = [f"--{flag}/--no-{flag}" if kind is bool or bool in get_args(kind) else f"--{flag}"]
         option = typer.Option(*names, *_SHORT.get(field.name, ()), metavar="VALUE..." if many else None, **said)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from hyenadna.cli.data_check import check_command
+from hyenadna.cli.config_flags import takes_config
+from hyenadna.data.data_config import DataConfig
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from hyenadna.data.splits import Split
 
 app = typer.Typer(no_args_is_help=True, help="Pack genomes, show how they are split, check labelled data.")
-
-app.command("check")(check_command)
 
 _Fasta = Annotated[Path, typer.Argument(help="FASTA file, plain, gzip or BGZF; or a pack.", show_default=False)]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
@@ -84,6 +83,20 @@ def split_command(
         typer.echo(json.dumps(result, indent=2))
     else:
         typer.echo("\n".join(_report(pack, kept, split)))
+
+
+@app.command("check")
+@takes_config(DataConfig)
+def check_command(config: DataConfig, *, as_json: _Json = False) -> None:
+    """Say what to know before training: balance, duplicates across parts, what alone gives the class away.
+
+    Example: hyena data check my.csv
+    """
+    from hyenadna.data.label_check import check
+    from hyenadna.data.tables import read_labelled
+
+    result = check(read_labelled(config))
+    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.text())
 
 
 def _report(pack: "Pack", kept: "Contigs", split: "Split") -> list[str]:

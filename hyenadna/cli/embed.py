@@ -81,9 +81,11 @@ def embed(
         raise UsageError("--dry-run reads the input twice, which standard input does not allow; give a file")
     from hyenadna.data.sequence_files import stream
     from hyenadna.inference.embed import EmbedConfig
+    from hyenadna.inference.embedding_files import check_suffix
     from hyenadna.inference.sequence_chunks import origin
 
     config = EmbedConfig(layer=layer, pool=pool, bins=bins, reverse_complement=reverse_complement, stride=stride)
+    check_suffix(out)
     about = origin(source, fasta)
 
     def sequences() -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ FOREIGN = {
     b"@": "a FASTQ file",
     b"##fileformat=VCF": "a VCF file",
     b"LOCUS ": "a GenBank file",
+    b"%PDF-": "a PDF file",
     b"BAM\x01": "a BAM file",
     b"\x89HDF": "an HDF5 file",
     b"BZh": "compressed by bzip2; decompress it or use bgzip",

@@ -146,7 +146,8 @@ class LabelCheck:
         train = self.classes.get("train", {})
         for name, rows in train.items():
             share = rows / self.rows["train"]
-            if rows < _FEWEST_OF_A_CLASS or share < _RARE:
+            # of many classes each has a small share: there, half of an even one is rare
+            if rows < _FEWEST_OF_A_CLASS or share < min(_RARE, 0.5 / len(train)):
                 said.append(f"{name!r} is rare: {int(rows):,} train rows ({share:.1%})")
         for part, classes in self.classes.items():
             absent = [name for name in train if not classes.get(name)]
@@ -195,7 +196,10 @@ class LabelCheck:
         lines.append(f"          exact, reverse-complement and near ones of {'; '.join(each)}")
         if self.alone:
             measure = "Spearman's correlation" if self.kind == "regression" else "AUROC"
-            each = [f"{found.feature} {found.value:.3f}" for found in self.alone]
+            each = [
+                f"{found.feature} " + ("not measurable" if math.isnan(found.value) else f"{found.value:.3f}")
+                for found in self.alone
+            ]
             lines.append(f"alone     {measure} on test: {', '.join(each)}")
         return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Sequences one after another out of any file that holds some, in flat memory: tables, FASTA, BED with a genome."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -43,11 +43,14 @@ def stream(
     Raises
     ------
     InputError              unreadable or malformed; a sequence that is empty or has what is no nucleotide, with its row
-    UsageError              a column that does not exist; a BED file without a genome, or a genome without a BED file
+    UsageError              a column that does not exist, or of a file that has none; a BED file without a genome, or a
+                            genome without a BED file
     MissingExtra            Parquet without pyarrow
     """
     source = str(source)
     with open_sequences(source, fasta) as (kind, first, file):
+        if kind in ("fasta", "bed"):
+            refuse_columns(f"{named(source)} is {kind.upper()}", {"--seq-col": seq_col, "--id-col": id_col})
         if kind == "fasta":
             for record in fasta_records(file, source):
                 yield record.name, record.sequence
@@ -78,6 +81,13 @@ def open_sequences(source: str, fasta: Path | None) -> Iterator[tuple[Format, by
         if fasta is not None and kind != "bed":
             raise UsageError(f"--fasta is the genome of a BED file, but {named(source)} is {kind}; leave --fasta out")
         yield kind, first, file
+
+
+def refuse_columns(what: str, given: Mapping[str, str | None]) -> None:
+    """Raise UsageError if a flag names a column where there are none: what is `what`, in words."""
+    for flag, column in given.items():
+        if column is not None:
+            raise UsageError(f"{flag} {column}: {what}, which has no columns by name; leave it out")
 
 
 def nucleotides(text: str, place: str) -> str:

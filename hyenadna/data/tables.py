@@ -15,7 +15,7 @@ from hyenadna.data.header_labels import HeaderLabels
 from hyenadna.data.labelled import LabelledSequences
 from hyenadna.data.layouts import parts_in
 from hyenadna.data.opened import named
-from hyenadna.data.sequence_files import bed_regions, fasta_records, nucleotides, open_sequences
+from hyenadna.data.sequence_files import bed_regions, fasta_records, nucleotides, open_sequences, refuse_columns
 from hyenadna.data.splice import splice
 from hyenadna.data.splits import Part
 from hyenadna.data.table_file import Table, open_table, table_of
@@ -39,6 +39,8 @@ def read_labelled(config: DataConfig) -> LabelledSequences:
     path = _located(config)
     reader = _Reader(config)
     files = {None: path} if str(path) == "-" else parts_in(path)
+    if config.split_col is not None and None not in files:
+        raise UsageError(f"--split-col {config.split_col}: {path} has a file or folder for each part; leave it out")
     pieces = [reader.read(str(file), part) for part, file in files.items()]
     further: tuple[tuple[Part, Path | None], ...] = (("valid", config.valid), ("test", config.test))
     for part, file in further:
@@ -65,20 +67,30 @@ def _refuse_second(part: Part, file: Path, pieces: Sequence[LabelledSequences]) 
 
 def _located(config: DataConfig) -> Path:
     if config.data is None:
+        _refuse_data_dir(config)
         return splice()
     if not config.data:
         raise UsageError("--data is empty; give a file, a folder, genomic-benchmarks/NAME or gue/TASK")
     for prefix, locate in ((genomic_benchmarks.PREFIX, genomic_benchmarks.locate), (gue.PREFIX, gue.locate)):
         if config.data.startswith(prefix) and not Path(config.data).exists():
             return locate(config.data.removeprefix(prefix).strip("/"), config.data_dir)
+    _refuse_data_dir(config)
     return Path(config.data)
+
+
+def _refuse_data_dir(config: DataConfig) -> None:
+    if config.data_dir is not None:
+        raise UsageError(
+            f"--data-dir {config.data_dir} holds genomic-benchmarks/NAME or gue/TASK, but the data are "
+            f"{config.data or 'the bundled splice table'}; leave it out"
+        )
 
 
 class _Reader:
     """Reads the files of one data set, and says only once what they have in common."""
 
     def __init__(self, config: DataConfig) -> None:
-        self.config, self.said = config, set[str]()
+        self.config, self.said, self.any_read = config, set[str](), False
         self.labels = None if config.labels is None else _labels_by_id(config.labels, config)
 
     def read(self, source: str, part: Part | None) -> LabelledSequences:
@@ -87,16 +99,30 @@ class _Reader:
             for flag, given in (("--labels", self.config.labels), ("--fasta", self.config.fasta)):
                 if given is not None:
                     raise UsageError(f"{flag} {given}: the folders in {source} give labels and sequences; leave it out")
+            self._refuse_columns(f"{source} is a folder of classes")
             data = read_class_folder(Path(source))
         else:
             with open_sequences(source, self.config.fasta) as (kind, first, file):
+                if kind in ("fasta", "bed"):
+                    self._refuse_columns(f"{named(source)} is {kind.upper()}")
                 if kind == "fasta":
                     data = self._fasta(file, source)
                 elif kind == "bed":
                     data = self._bed(file, source)
                 else:
                     data = self._table(table_of(file, source, first, kind), part)
+        self.any_read = True
         return data if part is None else _all_in(data, part)
+
+    def _refuse_columns(self, what: str) -> None:
+        """Raise UsageError if the data have no columns but flags name some; files of --valid and --test may differ."""
+        if self.any_read:
+            return
+        config = self.config
+        given = {"--seq-col": config.seq_col, "--split-col": config.split_col, "--group-col": config.group_col}
+        if self.labels is None:  # else they are columns of the second table
+            given |= {"--label-col": config.label_col, "--id-col": config.id_col}
+        refuse_columns(what, given)
 
     def _say(self, source: str, text: str) -> None:
         if text not in self.said:

@@ -75,8 +75,7 @@ def embedding_file(
     UsageError              another suffix, or the file exists and was not begun by the same job
     MissingExtra            Parquet without pyarrow
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"-o {path}: the name must end in one of {', '.join(SUFFIXES)}, which say the format")
+    check_suffix(path)
     if path.suffix.lower() in (".h5", ".hdf5"):
         return _Hdf5(path, about, width, ragged, overwrite)
     names = [path] if path.suffix.lower() == ".parquet" else [path, ids_of(path)]
@@ -84,6 +83,12 @@ def embedding_file(
         if name.exists() and not overwrite:
             raise UsageError(f"-o {name} exists; give another name, or --overwrite to replace it")
     return _Parquet(path, about, width, ragged) if len(names) == 1 else _Npy(path, about, width, ragged)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UsageError if the name of a file to write says no format."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"-o {path}: the name must end in one of {', '.join(SUFFIXES)}, which say the format")
 
 
 def ids_of(path: Path) -> Path:
