@@ -68,6 +68,17 @@ def test_forward_in_bfloat16_where_the_cpu_has_units_for_it(quiet, capsys, monke
     assert ("no bfloat16 cases" in printed.err) == (not units)
 
 
+def test_embed(quiet, capsys):
+    embed = importlib.import_module("embed")
+    case = embed.Case("ragged", 6, 5, 40, 4, 2.0)
+    assert embed.main(["--threads", "1"], [case]) == 0
+    printed = capsys.readouterr()
+    (measured,) = json.loads(printed.out)["cases"]
+    assert measured["largest_difference"] < embed.TOLERANCE and measured["sequences"] == 6
+    assert 30 <= measured["bases"] <= 240 and measured["peak_memory_gb_twice_the_sequences"] > 0
+    assert measured["bar_met"] == (measured["ratio"] >= 2.0) and "ragged" in printed.err
+
+
 def test_train_step(quiet, capsys):
     train_step = importlib.import_module("train_step")
     assert train_step.main(["--threads", "1"], [train_step.Case(64, 2, 2)]) == 0
