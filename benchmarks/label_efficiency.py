@@ -1,8 +1,8 @@
 """What pretraining is worth when labels are few: full fine-tuning from the pretrained and from random weights.
 
 Each set is trained on 1, 3, 10, 30 and 100 % of --max-train-rows (classes keep their shares; a smaller set is used
-whole sooner), several seeds each, and tested on all of its test rows; the simple models see the same rows as the first
-seed. Writes a JSON file and a plot beside it. A run that was stopped goes on where it was.
+whole sooner), several seeds each, and tested on all of its test rows; the simple models see the same rows. Writes a
+JSON file and a plot beside it. A run that was stopped goes on where it was.
 
     python benchmarks/label_efficiency.py gue/prom/prom_core_tata gue/mouse/0 --data-dir GUE
 """
@@ -37,11 +37,10 @@ def measure(name: str, share: float, init: Any, flags: argparse.Namespace) -> di
         init=init,
         max_train_rows=max(2, round(share * flags.max_train_rows)),
         seeds=flags.seeds,
-        baselines=init == INITS[0],
         threads=flags.threads,
         out=flags.runs / name.replace("/", "-") / f"{init}-{share:g}",
     )
-    folder = finetune(config).folder
+    folder = finetune(config, baselines_in=config.out.parent / f"baselines-{share:g}").folder
     report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     test, metric = report["tests"]["full"], report["main_metric"]
     found = {"language model": test["models"]["language model"][metric]}
@@ -68,7 +67,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             (point["rows"]["train"], found["value"])
             for point in of_set
             for model, found in point["models"].items()
-            if model != "language model"
+            if model != "language model" and point["init"] == INITS[0]
         ]
         ax.plot(*zip(*simple, strict=True), "D--", markersize=4, color="0.4", label="best simple model")
         ax.set_xscale("log")

@@ -36,13 +36,13 @@ def test_recipes_are_valid_and_name_sets_that_can_be_read(suite):
     assert recipe.chosen(()) == tuple(recipe.sets)
 
 
-def test_simple_models_are_measured_once_a_set_and_controls_are_of_full_and_head():
+def test_controls_are_of_full_and_head():
     config = BenchConfig(sets=(SET,), methods=("lora", "head"), control=True, seeds=2, epochs=4, max_train_rows=50)
     made = [run for _, run in runs(Recipe.read("genomic-benchmarks"), config)]
     assert [(run.method, run.init) for run in made] == [
         ("lora", "pretrained"), ("head", "pretrained"), ("head", "random"),
     ]  # fmt: skip
-    assert [run.baselines for run in made] == [True, False, False] and len({run.out for run in made}) == 3
+    assert len({run.out for run in made}) == 3 and {run.out.parent for run in made} == {made[0].out.parent}
     assert {(run.seeds, run.epochs, run.max_train_rows) for run in made} == {(2, 4, 50)}
 
 
@@ -67,7 +67,7 @@ def entry(name, values, best):
 def test_the_best_simple_model_is_so_by_the_metric_that_is_shown():
     recipe = Recipe.read("genomic-benchmarks")
     found = entry(SET, {"language model": 0.8, "GC": 0.7, "k-mers": 0.9}, best="GC")
-    row = dict(zip(bench_report._HEADER, bench_report._row(recipe, [found], found), strict=True))
+    row = dict(zip(bench_report._HEADER, bench_report._row(recipe, found), strict=True))
     assert (row["best_baseline"], row["baseline"], row["copies_in_train"]) == ("k-mers", 0.9, 3)
     assert row["difference"] == pytest.approx(-0.1) and row["mcc"] is None and "CNN 84.6" in row["published"]
     said = bench_report.text(recipe, [found])
@@ -90,19 +90,20 @@ def test_a_set_is_trained_told_and_continued(tmp_path, monkeypatch):
                    for name in ("motif", "none")}  # fmt: skip
         write_classes(tmp_path / "data" / SET / part, classes)
     out = tmp_path / "out"
-    words = ("bench", "genomic-benchmarks", "--sets", SET, "--methods", "head", "--data-dir", tmp_path / "data", "-m",
-             tmp_path / "base", "-o", out, "--seeds", "1", "--epochs", "1", "--threads", "1")  # fmt: skip
+    words = ("bench", "genomic-benchmarks", "--sets", SET, "--methods", "head", "--control", "--data-dir",
+             tmp_path / "data", "-m", tmp_path / "base", "-o", out, "--seeds", "1", "--epochs", "1", "--threads", "1")  # fmt: skip
     code, said, err = hyena(*words)
     assert code == 0, err
     assert SET in said and "HyenaDNA 96.6" in said and "50.0" in said and len(calls) == 1
     lines = [line for line in (out / "bench.tsv").read_text().splitlines() if not line.startswith("#")]
-    (row,) = csv.DictReader(lines, delimiter="\t")
+    row, control = csv.DictReader(lines, delimiter="\t")
+    assert (row["weights"], control["weights"]) == ("pretrained", "random") and control["best_baseline"] == "even"
     report = json.loads((out / SET / "head-pretrained/report.json").read_text())
     accuracy = report["tests"]["full"]["models"]["language model"]["accuracy"]["value"]
     assert float(row["accuracy"]) == pytest.approx(accuracy) and row["best_baseline"] == "even"
     assert row["test_rows"] == "20" and row["trainings"] == "1" and row["command"].startswith("hyena finetune")
     stored = json.loads((out / "bench.json").read_text())
-    assert stored["suite"] == "genomic-benchmarks" and stored["machine"] and len(stored["entries"]) == 1
+    assert stored["suite"] == "genomic-benchmarks" and stored["machine"] and len(stored["entries"]) == 2
     assert set(stored["entries"][0]) == {field.name for field in dataclasses.fields(Entry)}
     assert (out / "bench.png").exists()
 

@@ -73,10 +73,7 @@ class Entry:
 
 
 def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneConfig]]:
-    """The fine-tuning runs of a benchmark with the names of their sets, set by set.
-
-    Simple models depend on neither method nor weights: they are measured with the first run of a set.
-    """
+    """The fine-tuning runs of a benchmark with the names of their sets, set by set."""
     for name in recipe.chosen(config.sets):
         ways: list[tuple[Method, Init]] = [(method, "pretrained") for method in config.methods]
         if config.control:
@@ -94,7 +91,6 @@ def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneCon
                     model=config.model,
                     init=init,
                     seeds=config.seeds,
-                    baselines=(method, init) == ways[0],
                     out=config.out / name.replace("/", "-") / f"{method}-{init}",
                     device=config.device,
                     threads=config.threads,
@@ -113,7 +109,8 @@ def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> li
     entries: list[Entry] = []
     for name, run in runs(recipe, config):
         notice(f"{name}: {run.method}, {run.init} weights")
-        folder = finetune(run, overwrite=overwrite).folder
+        # simple models depend on neither method nor weights
+        folder = finetune(run, overwrite=overwrite, baselines_in=run.out.parent / "baselines").folder
         report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
         seconds = sum(row["seconds"] for path in folder.path.rglob("metrics.csv") for row in read_metrics(path))
         entries.append(Entry(name, run.method, run.init, command(run), seconds, report))

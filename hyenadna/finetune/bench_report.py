@@ -26,7 +26,7 @@ _HEADER = (
 
 def write(recipe: Recipe, entries: Sequence["Entry"], folder: Path) -> None:
     """Write bench.tsv, bench.json and bench.png."""
-    plots.write_tsv(folder / "bench.tsv", _HEADER, [_row(recipe, entries, entry) for entry in entries])
+    plots.write_tsv(folder / "bench.tsv", _HEADER, [_row(recipe, entry) for entry in entries])
     about = {"suite": recipe.suite, "hyenadna": __version__, "machine": machine.describe()}
     write_json(folder / "bench.json", about | {"entries": [dataclasses.asdict(entry) for entry in entries]})
     names = list(dict.fromkeys(entry.name for entry in entries))
@@ -44,7 +44,7 @@ def text(recipe: Recipe, entries: Sequence["Entry"]) -> str:
         f"{'without copies':<22}{'best simple model':<36}published",
     ]
     for entry in entries:
-        rows, full, without, baseline = _found(recipe, entries, entry)
+        rows, full, without, baseline = _found(recipe, entry)
         beside = "-" if baseline is None else f"{_percent(baseline[1])} {baseline[0]}"
         lines.append(
             f"{entry.name:{width}}{entry.method:<13}{entry.init:<12}{rows[0]:>7,}{rows[1]:>7,}{rows[2]:>8,}  "
@@ -61,14 +61,14 @@ def draw(ax: Any, recipe: Recipe, entries: Sequence["Entry"]) -> Any:
     for index, (way, colour) in enumerate(zip(ways, plots.SERIES, strict=False)):
         chosen = [entry for entry in entries if (entry.method, entry.init) == way]
         places = [names.index(entry.name) - 0.35 + step * (index + 0.5) for entry in chosen]
-        found = [_found(recipe, entries, entry)[1] for entry in chosen]
+        found = [_found(recipe, entry)[1] for entry in chosen]
         value, low, high = 100 * np.array([[one["value"], one["low"], one["high"]] for one in found], dtype=float).T
         ax.errorbar(
             value, places, xerr=plots.errors(value, low, high), fmt="o", markersize=4, color=colour,
             label=way[0] + (", random weights" if way[1] == "random" else ""),
         )  # fmt: skip
     for row, name in enumerate(names):
-        baseline = next(_found(recipe, entries, entry)[3] for entry in entries if entry.name == name)
+        baseline = next(_found(recipe, entry)[3] for entry in entries if entry.name == name)
         if baseline is not None and (level := baseline[1]["value"]) is not None:
             ax.plot(
                 100 * level, row + 0.35 - step / 2, "D", color="0.2", markersize=4,
@@ -89,24 +89,21 @@ _Numbers = dict[str, float | None]
 
 
 def _found(
-    recipe: Recipe, entries: Sequence["Entry"], entry: "Entry"
+    recipe: Recipe, entry: "Entry"
 ) -> tuple[tuple[int, int, int], _Numbers, _Numbers | None, tuple[str, _Numbers] | None]:
     """Rows (train, test, copies), the metric on all test rows and on those without copies, and the best baseline."""
     report = entry.report
     full, without = report["tests"]["full"], report["tests"]["deduplicated"]
     rows = report["settings"]["rows"]
     copies = rows["test"] - (0 if without is None else without["rows"])
-    measured = next(
-        (e.report["tests"]["full"] for e in entries if e.name == entry.name and e.report["baselines"]), None
-    )
-    best = None if measured is None else _best(recipe, measured)
-    baseline = None if measured is None or best is None else (best, measured["models"][best][recipe.metric])
+    best = _best(recipe, full)
+    baseline = None if best is None else (best, full["models"][best][recipe.metric])
     ours = None if without is None else without["models"][MODEL][recipe.metric]
     return (rows["train"], rows["test"], copies), full["models"][MODEL][recipe.metric], ours, baseline
 
 
-def _row(recipe: Recipe, entries: Sequence["Entry"], entry: "Entry") -> list[Any]:
-    rows, _, without, baseline = _found(recipe, entries, entry)
+def _row(recipe: Recipe, entry: "Entry") -> list[Any]:
+    rows, _, without, baseline = _found(recipe, entry)
     full = entry.report["tests"]["full"]
     cells: list[Any] = [entry.name, entry.method, entry.init, *rows, len(entry.report["runs"])]
     for metric in _METRICS:

@@ -59,8 +59,16 @@ class FinetuneRun:
         return {"text": text, "adapter": str(folder.adapter), "report": self.report.to_json()}
 
 
-def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneRun:
+def finetune(config: FinetuneConfig, *, overwrite: bool = False, baselines_in: Path | None = None) -> FinetuneRun:
     """Fit a model to labelled sequences and measure it, or continue where the run in `config.out` stopped.
+
+    Parameters
+    ----------
+    config : FinetuneConfig
+    overwrite : bool
+        Drop the run in the folder and start anew.
+    baselines_in : Path, optional
+        Where predictions of the baselines are kept, for several runs on the same rows. Default: in the run's folder.
 
     Raises
     ------
@@ -88,7 +96,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneRun:
             tests.append(test)
             states.append(state)
         best = max(range(len(runs)), key=lambda index: states[index].best.rank)  # type: ignore[union-attr]
-        report = _report(plan, folder, tests)
+        report = _report(plan, baselines_in or folder.baselines, tests)
         _publish(plan, folder, runs[best], report)
     return FinetuneRun(folder, report, runs[best])
 
@@ -191,12 +199,12 @@ run's folder has those of the test rows.
 """
 
 
-def _report(plan: Plan, folder: RunFolder, tests: Sequence[TestRun]) -> Report:
+def _report(plan: Plan, kept_in: Path, tests: Sequence[TestRun]) -> Report:
     splits = range(len(plan.splits)) if plan.config.baselines else ()
-    simple = {split: _baselines(plan, folder, split) for split in splits}
+    simple = {split: _baselines(plan, kept_in, split) for split in splits}
     settings = {
         "data": plan.splits[0].source,
-        "split": plan.rule(0),
+        "split": plan.rule(0) + (f" (and {len(plan.splits) - 1} more)" if len(plan.splits) > 1 else ""),
         "rows": {name: len(part) for name, part in zip(PARTS, plan.rows(0), strict=True)},
         "model": _model_in_words(plan),
         "method": plan.config.method,
@@ -213,9 +221,9 @@ def _model_in_words(plan: Plan) -> str:
     return f"{plan.config.model}, pretrained weights {plan.base_sha256}"
 
 
-def _baselines(plan: Plan, folder: RunFolder, split: int) -> list[Baseline]:
-    """Those of a split; kept in a file, since some take as long as a run."""
-    path, origin = folder.baselines / f"split-{split}.npz", plan.origin(split)
+def _baselines(plan: Plan, folder: Path, split: int) -> list[Baseline]:
+    """Those of a split; kept in a file, since some take as long as a run. They depend on the rows alone."""
+    path, origin = folder / f"split-{split}.npz", plan.rows_sha256(split)
     if path.exists():
         with np.load(path) as arrays:
             about = json.loads(str(arrays["about"]))
