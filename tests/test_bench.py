@@ -91,7 +91,8 @@ def test_a_set_is_trained_told_and_continued(tmp_path, monkeypatch):
         write_classes(tmp_path / "data" / SET / part, classes)
     out = tmp_path / "out"
     words = ("bench", "genomic-benchmarks", "--sets", SET, "--methods", "head", "--control", "--data-dir",
-             tmp_path / "data", "-m", tmp_path / "base", "-o", out, "--seeds", "1", "--epochs", "1", "--threads", "1")  # fmt: skip
+             tmp_path / "data", "-m", tmp_path / "base", "-o", out, "--seeds", "1", "--epochs", "1",
+             "--threads", "1")  # fmt: skip
     code, said, err = hyena(*words)
     assert code == 0, err
     assert SET in said and "HyenaDNA 96.6" in said and "50.0" in said and len(calls) == 1

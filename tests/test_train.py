@@ -7,6 +7,7 @@ from finetuning import base, labelled, planted, trainer
 
 from hyenadna.data.tokenizer import IGNORE, decode
 from hyenadna.errors import InputError, NotFiniteError
+from hyenadna.finetune import train
 from hyenadna.finetune.apply import apply
 from hyenadna.finetune.examples import Examples, epoch_batches, subset
 from hyenadna.finetune.run_folder import Run
@@ -148,3 +149,16 @@ def test_other_tasks_are_learnt(kind):
     before = made.validate().loss
     losses = [made.epoch()["valid_loss"] for _ in range(6)]
     assert min(losses) < 0.9 * before
+
+
+def test_features_too_large_to_keep_are_computed_again_to_the_same_result(monkeypatch):
+    kept = trainer(ROWS, VALID, method="head", dropout=0.0, epochs=2)
+    computed = trainer(ROWS, VALID, method="head", dropout=0.0, epochs=2)
+    for _ in range(2):
+        one = kept.epoch()
+        with monkeypatch.context() as few:
+            few.setattr(train, "_KEPT_BYTES", 0)
+            other = computed.epoch()
+        assert computed._features is None
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-5)

@@ -31,6 +31,8 @@ CLIP = 1.0
 _WARMUP_SHARE, _FINAL_SHARE = 0.1, 0.02
 """Of the steps, over which the learning rate rises; of the highest rate, at which the cosine ends."""
 _READ_OUT, _FILTER = ("head.", "pool."), "implicit_filter"
+_KEPT_BYTES = 2 << 30
+"""Features of a frozen model are kept up to this size; larger ones are computed in every epoch."""
 _STANDARDISE_ON = 65_536
 """Bases from whose features the head learns their mean and deviation."""
 _FILTER_LR = 1e-3
@@ -172,7 +174,7 @@ class Trainer:
         bases = sum(int(lengths[rows].sum()) for rows, _ in chosen[1:])
         strands = 2 if config.reverse_complement else 1
         valid = strands * int(self.valid.lengths.sum())
-        if self.model.fixed_features:
+        if self._keeps_features:
             some = [self.train.tokens[row] for rows, _ in chosen for row in rows]
             start = time.monotonic()
             features = self._features_of(some, flipped=False)
@@ -231,7 +233,7 @@ class Trainer:
         return loss
 
     def _outputs(self, rows: NDArray[np.int64], flipped: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        if not self.model.fixed_features:
+        if not self._keeps_features:
             tokens, lengths, targets = self.train.batch(rows, flipped, self.device)
             with self._autocast():
                 return self.model(tokens, lengths), targets
@@ -239,7 +241,7 @@ class Trainer:
         return self.model.read(kept), torch.from_numpy(self.train.targets[rows]).to(self.device)
 
     def _valid_predictions(self) -> NDArray[np.float64]:
-        if not self.model.fixed_features:
+        if not self._keeps_features:
             with self._autocast():
                 return apply(
                     self.model,
@@ -264,6 +266,16 @@ class Trainer:
         if model.head is not None and len(lengths) > 1:
             enough = max(2, int(np.searchsorted(lengths[rows].cumsum(), _STANDARDISE_ON)))
             model.head.standardise(self._features_of([self.train.tokens[row] for row in rows[:enough]], flipped=False))
+
+    @property
+    def _keeps_features(self) -> bool:
+        """Whether features do not change while the head learns, and are few enough to be kept."""
+        if not self.model.fixed_features or self.model.head is None:
+            return False
+        bases = int(max(self.train.lengths.max(), self.valid.lengths.max()))
+        each = self.model.head.linear.in_features * (bases if self.model.task.kind == "nucleotide" else 1)
+        strands = 2 if self.config.reverse_complement else 1
+        return 4 * strands * (len(self.train) + len(self.valid)) * each <= _KEPT_BYTES
 
     def _feature_table(self) -> dict[str, Tensor]:
         """Features (strands, n, F) of the training and validation rows; two strands if both are shown."""
