@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from hyenadna.cli.config_flags import takes_config
-from hyenadna.data.data_config import DataConfig
+from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
@@ -87,7 +87,14 @@ def split_command(
 
 @app.command("check")
 @takes_config(DataConfig)
-def check_command(config: DataConfig, *, as_json: _Json = False) -> None:
+def check_command(
+    config: DataConfig,
+    *,
+    task: Annotated[
+        Kind | None, typer.Option(help="What the labels are, as for hyena finetune. Default: by their look.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
     """Say what to know before training: balance, duplicates across parts, what alone gives the class away.
 
     Example: hyena data check my.csv
@@ -95,7 +102,7 @@ def check_command(config: DataConfig, *, as_json: _Json = False) -> None:
     from hyenadna.data.label_check import check
     from hyenadna.data.tables import read_labelled
 
-    result = check(read_labelled(config))
+    result = check(read_labelled(config), kind=task)
     typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.text())
 
 
