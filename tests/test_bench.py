@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ from hyenadna.finetune import finetune as module
 from hyenadna.finetune.baselines import Baseline
 from hyenadna.finetune.bench import BenchConfig, Entry, runs
 from hyenadna.finetune.config import FinetuneConfig
-from hyenadna.finetune.recipe import SUITES, Recipe
+from hyenadna.finetune.recipe import Recipe, Suite
 from hyenadna.finetune.train import Trainer
 
 SET = "human_nontata_promoters"
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", get_args(Suite))
 def test_recipes_are_valid_and_name_sets_that_can_be_read(suite):
     recipe = Recipe.read(suite)
     assert recipe.metric in bench_report._METRICS and recipe.sets

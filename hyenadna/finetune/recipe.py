@@ -2,14 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import yaml
+from typing import Any, Literal
 
 from hyenadna.errors import UsageError
 
 Suite = Literal["genomic-benchmarks", "gue"]
-SUITES: tuple[Suite, ...] = get_args(Suite)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +29,8 @@ class Recipe:
     @classmethod
     def read(cls, suite: Suite) -> "Recipe":
         """The recipe of a suite."""
+        import yaml  # which the command's help does not need
+
         path = Path(__file__).parent / "recipes" / f"{suite}.yaml"
         return cls(suite, **yaml.safe_load(path.read_text(encoding="utf-8")))
 
