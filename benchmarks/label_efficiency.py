@@ -18,8 +18,9 @@ from side_by_side import commit
 
 from hyenadna import machine, plots
 from hyenadna.files import write_json
-from hyenadna.finetune.config import FinetuneConfig, command
+from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.finetune import finetune
+from hyenadna.pretrain.configured_folder import command
 from hyenadna.progress import notice
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -23,12 +23,13 @@ from hyenadna import HyenaDNA, machine, plots
 from hyenadna.errors import SequenceTooLong
 from hyenadna.files import write_json
 from hyenadna.finetune.adaptation import Adaptation
-from hyenadna.finetune.config import FinetuneConfig, command
+from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.finetune import finetune
-from hyenadna.finetune.run_folder import read_metrics
 from hyenadna.finetune.sequence_model import SequenceModel
 from hyenadna.finetune.task import Task
 from hyenadna.model.config import named_size
+from hyenadna.pretrain.configured_folder import command
+from hyenadna.pretrain.metrics_file import read_metrics
 from hyenadna.progress import notice
 
 LENGTHS = (0, 2, 8, 32, 128, 512)

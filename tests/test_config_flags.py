@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from hyenadna.cli.config_flags import ManyValues, parse, takes_config
 from hyenadna.errors import UsageError
 from hyenadna.pretrain.config import PretrainConfig
-from hyenadna.pretrain.run_folder import read_yaml, to_yaml
+from hyenadna.pretrain.configured_folder import read_yaml, to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def test_bad_flags_end_with_2(oven, arguments):
 )
 def test_a_configuration_survives_yaml(tmp_path, config):
     (tmp_path / "a.yaml").write_text(to_yaml(config))
-    assert read_yaml(tmp_path / "a.yaml") == config == parse(PretrainConfig, tmp_path / "a.yaml", {})
+    assert read_yaml(tmp_path / "a.yaml", PretrainConfig) == config == parse(PretrainConfig, tmp_path / "a.yaml", {})
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from hyenadna.finetune.examples import Examples
 from hyenadna.finetune.finetune import finetune
 from hyenadna.finetune.metrics import point
 from hyenadna.finetune.plan import Plan, dry_run, resolved
-from hyenadna.finetune.run_folder import read_metrics
 from hyenadna.finetune.train import Trainer
+from hyenadna.pretrain.metrics_file import read_metrics
 
 ROWS, VALID = planted(24, 20, seed=1), planted(12, 20, seed=2)
 

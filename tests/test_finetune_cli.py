@@ -8,8 +8,8 @@ import pytest
 from finetuning import base, leave_out_the_slow, planted, write_table
 from pretraining import Command, hyena, wait_for_step
 
-from hyenadna.finetune.config import FinetuneConfig, command
-from hyenadna.finetune.run_folder import read_yaml, to_yaml
+from hyenadna.finetune.config import FinetuneConfig
+from hyenadna.pretrain.configured_folder import command, read_yaml, to_yaml
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +88,14 @@ def test_failures_are_one_line(small, tmp_path, flags, code, said):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_configuration_survives_yaml_and_its_own_command(tmp_path):
+def test_a_configuration_survives_yaml_and_its_command_names_all_that_changes_the_model(tmp_path):
     config = FinetuneConfig(
-        data="x y.csv", method="lora", lora_projections=("fc1", "fc2"), lr=1e-4, folds=3, task="binary", baselines=False
+        data="x y.csv", method="lora", lora_projections=("fc1", "fc2"), lr=1.23456789e-4, folds=3, baselines=False
     )
     (tmp_path / "a.yaml").write_text(to_yaml(config))
-    assert read_yaml(tmp_path / "a.yaml") == config
+    assert read_yaml(tmp_path / "a.yaml", FinetuneConfig) == config
     assert command(config) == (
-        "hyena finetune 'x y.csv' --method lora --lora-projections fc1 fc2 --task binary --folds 3 --lr 0.0001 "
-        "--no-baselines"
+        "hyena finetune 'x y.csv' --method lora --lora-projections fc1 fc2 --folds 3 --lr 0.000123456789"
     )
 
 

@@ -176,7 +176,7 @@ KNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_real_sets(shared, name):
     if not (shared / "data" / "GUE").is_dir():
-        pytest.skip("GUE of the shared data is not here")
+        pytest.skip("../shared/data/GUE is missing")
     prefix = gue.PREFIX if "/" in name else genomic_benchmarks.PREFIX
     data = read(name, shared / "data", prefix)
     rows, leaked = KNOWN[name]

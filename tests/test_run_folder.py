@@ -11,7 +11,8 @@ from hyenadna import files
 from hyenadna.errors import CheckpointError, RunFolderError, WriteError
 from hyenadna.pretrain import run_folder
 from hyenadna.pretrain.config import PretrainConfig
-from hyenadna.pretrain.run_folder import METRICS, Best, Checkpoint, RunFolder, read_checkpoint, read_metrics
+from hyenadna.pretrain.metrics_file import append_metrics, cut_metrics, read_metrics
+from hyenadna.pretrain.run_folder import METRICS, Best, Checkpoint, RunFolder, read_checkpoint
 
 CONFIG = PretrainConfig(max_length=128, steps=10, lr=1e-3)
 
@@ -74,7 +75,7 @@ def test_another_configuration_is_refused_by_name(folder):
 
 def test_overwrite_starts_anew(folder):
     folder.save(checkpoint(5), keep_last=2)
-    folder.append_metrics(row(1))
+    append_metrics(folder.metrics, row(1))
     folder.model.mkdir()
     other = dataclasses.replace(CONFIG, steps=11)
     assert folder.enter(other, overwrite=True) is None
@@ -113,32 +114,34 @@ def test_a_model_set_aside_comes_back(folder):
 
 
 def test_training_yaml_that_is_none(folder):
-    folder.training.write_text("steps: many\n")
-    with pytest.raises(RunFolderError, match=r"training\.yaml is no configuration of a pretraining run: .*steps"):
+    folder.config_file.write_text("steps: many\n")
+    with pytest.raises(RunFolderError, match=r"training\.yaml is no configuration of hyena pretrain: .*steps"):
         folder.stored()
 
 
 def test_metrics_are_cut_to_the_checkpoint(folder):
     for step in range(1, 8):
-        folder.append_metrics(row(step, bits_per_base=1 / step, valid_bits_per_base=2.0 if step == 4 else math.nan))
+        append_metrics(
+            folder.metrics, row(step, bits_per_base=1 / step, valid_bits_per_base=2.0 if step == 4 else math.nan)
+        )
     lines = folder.metrics.read_text().splitlines(keepends=True)
     with folder.metrics.open("a") as file:
         file.write("8,64,12")  # a process died here
-    folder.cut_metrics(5)
+    cut_metrics(folder.metrics, "step", 5)
     assert folder.metrics.read_text() == "".join(lines[:6])
     rows = read_metrics(folder.metrics)
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5] and rows[2]["bits_per_base"] == pytest.approx(1 / 3, rel=1e-8)
     assert [math.isnan(r["valid_bits_per_base"]) for r in rows] == [True, True, True, False, True]
-    folder.cut_metrics(0)
-    assert folder.metrics.read_text() == lines[0]
-    folder.append_metrics(row(1, bits_per_base=1.0))
+    cut_metrics(folder.metrics, "step", 0)
+    assert not folder.metrics.exists()
+    append_metrics(folder.metrics, row(1, bits_per_base=1.0))
     assert folder.metrics.read_text().splitlines()[0] == ",".join(METRICS)
     assert len(read_metrics(folder.metrics)) == 1
 
 
 def test_half_a_line_is_not_read(folder):
-    folder.append_metrics(row(1))
-    folder.append_metrics(row(2))
+    append_metrics(folder.metrics, row(1))
+    append_metrics(folder.metrics, row(2))
     folder.metrics.write_text(folder.metrics.read_text()[:-7])
     assert [r["step"] for r in read_metrics(folder.metrics)] == [1]
 
@@ -199,7 +202,7 @@ def test_a_write_that_does_not_read_back_is_told(folder, monkeypatch):
 def test_no_space_for_metrics(folder):
     folder.metrics.symlink_to("/dev/full")
     with pytest.raises(WriteError, match=r"metrics\.csv could not be written: No space left on device; free some"):
-        folder.append_metrics(row(1))
+        append_metrics(folder.metrics, row(1))
 
 
 def test_the_lock_is_told(folder):

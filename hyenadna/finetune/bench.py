@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyenadna.errors import UsageError
-from hyenadna.finetune.config import FinetuneConfig, command
+from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.recipe import Recipe
 from hyenadna.progress import notice
 
@@ -101,10 +101,11 @@ def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneCon
 
 def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> list[Entry]:
     """Train everything that is not trained yet, and write the tables after each run."""
-    # these import torch, which the command's help does not need
+    # these import torch and pydantic, which the command's help does not need
     from hyenadna.finetune import bench_report
     from hyenadna.finetune.finetune import finetune
-    from hyenadna.finetune.run_folder import read_metrics
+    from hyenadna.pretrain.configured_folder import command
+    from hyenadna.pretrain.metrics_file import read_metrics
 
     entries: list[Entry] = []
     for name, run in runs(recipe, config):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,9 +9,6 @@ from typing import ClassVar, Literal
 from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.errors import UsageError
 from hyenadna.finetune.adaptation import Adaptation
-
-DOES_NOT_CHANGE_THE_MODEL = frozenset({"out", "device", "threads", "baselines"})
-"""Fields that may differ when a run is resumed."""
 
 _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
@@ -41,6 +37,10 @@ class FinetuneConfig(DataConfig, Adaptation):
 
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
+    VERB: ClassVar = "finetune"
+    """Of the command that makes the run."""
+    DOES_NOT_CHANGE_THE_MODEL: ClassVar = frozenset(("out", "device", "threads", "baselines"))
+    """Fields that may differ when a run is resumed."""
     ALTERNATIVES: ClassVar = (("splits", "folds"), ("max_train_rows", "train_share"))
     """Fields of which one may be set; a flag takes the place of the other in a file."""
 
@@ -124,29 +124,3 @@ class FinetuneConfig(DataConfig, Adaptation):
     def data_config(self) -> DataConfig:
         """Where the rows come from."""
         return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)})
-
-
-def differing_fields(ours: FinetuneConfig, theirs: FinetuneConfig) -> dict[str, tuple[object, object]]:
-    """The fields in which two runs would fit different models: name to (ours, theirs)."""
-    return {
-        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
-        for field in dataclasses.fields(FinetuneConfig)
-        if field.name not in DOES_NOT_CHANGE_THE_MODEL and getattr(ours, field.name) != getattr(theirs, field.name)
-    }
-
-
-def command(config: FinetuneConfig) -> str:
-    """The command line that repeats a run, with what differs from the defaults."""
-    words = ["hyena", "finetune", *([shlex.quote(config.data)] if config.data else [])]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        flag = field.name.replace("_", "-")
-        if field.name in ("data", "out", "device", "threads") or value == field.default or value is None:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, tuple):
-            words += [f"--{flag}", *map(str, value)]
-        else:
-            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))]
-    return " ".join(words)

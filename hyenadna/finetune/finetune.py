@@ -25,14 +25,16 @@ from hyenadna.finetune import adapter
 from hyenadna.finetune.apply import apply
 from hyenadna.finetune.baselines import Baseline, baselines
 from hyenadna.finetune.card import model_card
-from hyenadna.finetune.config import FinetuneConfig, command
+from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.curves import epoch_curves
 from hyenadna.finetune.examples import Examples
 from hyenadna.finetune.plan import Plan, resolved
 from hyenadna.finetune.report import Report, TestRun
-from hyenadna.finetune.run_folder import Run, RunFolder, read_metrics
+from hyenadna.finetune.run_folder import Run, RunFolder
 from hyenadna.finetune.train import State, Trainer
 from hyenadna.machine import keep_freed_memory
+from hyenadna.pretrain.configured_folder import command
+from hyenadna.pretrain.metrics_file import append_metrics, cut_metrics, read_metrics
 from hyenadna.progress import Job, notice
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -119,7 +121,7 @@ def _run(plan: Plan, run: Run, name: str) -> tuple[TestRun, State]:
 
 
 def _train(trainer: Trainer, run: Run, origin: str, name: str) -> None:
-    run.cut_metrics(trainer.state.epoch)
+    cut_metrics(run.metrics, "epoch", trainer.state.epoch)
     if trainer.state.epoch:
         notice(f"{name}: continued after epoch {trainer.state.epoch}")
     epochs, bases = trainer.config.epochs or 0, int(trainer.train.lengths.sum())
@@ -128,7 +130,7 @@ def _train(trainer: Trainer, run: Run, origin: str, name: str) -> None:
     try:
         while not trainer.done:
             row = trainer.epoch(lambda done: job.advance(done, detail))  # noqa: B023
-            run.append_metrics(row)
+            append_metrics(run.metrics, row)
             run.save(trainer.state, origin)
             best = trainer.state.best
             assert best is not None

@@ -13,29 +13,22 @@ metrics.csv, training.png, state.ckpt, test.npz
                     Of several runs each has these, and its adapter, in a folder of its own: split-0-seed-0/
 """
 
-import csv
-import io
-import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from hyenadna.errors import CheckpointError, RunFolderError, WriteError
-from hyenadna.files import atomic_write, lock, restore_folder, write_text
-from hyenadna.finetune.config import FinetuneConfig, differing_fields
+from hyenadna.errors import CheckpointError, RunFolderError
+from hyenadna.files import atomic_write, restore_folder, write_text
+from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.report import FILES
 from hyenadna.finetune.train import State
 from hyenadna.finetune.validation import Validation
+from hyenadna.pretrain.configured_folder import ConfiguredFolder, to_yaml
 
-_CONFIG = "finetune.yaml"
 _OURS = re.compile(
     r"adapter|model|baselines|split-\d+-seed-\d+|check\.json|metrics\.csv|training\.png|state\.ckpt|test\.npz|"
     r"README\.md|\.(adapter|model)\.old|" + "|".join(map(re.escape, FILES))
@@ -104,42 +97,13 @@ class Run:
         with np.load(self.test) as arrays:
             return np.asarray(arrays["predictions"])
 
-    def cut_metrics(self, epoch: int) -> None:
-        """Drop the lines of metrics.csv that lie beyond an epoch: they will be computed again."""
-        if not self.metrics.exists():
-            return
-        rows = [row for row in read_metrics(self.metrics) if row["epoch"] <= epoch]
-        if not rows:
-            self.metrics.unlink()
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-        write_text(self.metrics, text.getvalue())
 
-    def append_metrics(self, row: Mapping[str, float]) -> None:
-        """Add a line to metrics.csv."""
-        new = not self.metrics.exists()
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow({name: _cell(value) for name, value in row.items()})
-        except OSError as error:
-            raise WriteError(
-                f"{self.metrics} could not be written: {error.strerror or error}; free some space, then run the same "
-                "command again: it continues from the last epoch"
-            ) from error
-
-
-class RunFolder:
+class RunFolder(ConfiguredFolder[FinetuneConfig]):
     """All the files of a command: one run, or several and what they come to together."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config, self.check_json, self.card = path / _CONFIG, path / "check.json", path / "README.md"
+        super().__init__(path, "finetune.yaml", FinetuneConfig, _TEMPORARY)
+        self.check_json, self.card = path / "check.json", path / "README.md"
         self.adapter, self.model, self.baselines = path / "adapter", path / "model", path / "baselines"
 
     def runs(self, splits: int, seeds: int) -> list[Run]:
@@ -152,39 +116,6 @@ class RunFolder:
             for seed in range(seeds)
         ]
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other process out of the folder."""
-        busy = RunFolderError(f"{self.path} is in use by another process; wait for it, or name another folder by --out")
-        with lock(self.path / ".lock", busy):
-            yield
-
-    def check(self, config: FinetuneConfig, *, overwrite: bool) -> None:
-        """Nothing, if the folder can take this run; changes nothing.
-
-        Raises
-        ------
-        RunFolderError          it is a file, holds something else, or a run with another configuration
-        """
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise RunFolderError(f"--out {self.path} is a file; name a folder")
-        if not self.config.exists():
-            foreign = sorted(
-                p.name for p in self.path.iterdir() if p.name != ".lock" and not _TEMPORARY.fullmatch(p.name)
-            )
-            if foreign:
-                raise RunFolderError(
-                    f"{self.path} holds {', '.join(foreign[:5])} and no run; name a new or an empty folder by --out"
-                )
-        elif not overwrite and (differing := differing_fields(config, read_yaml(self.config))):
-            named = ", ".join(f"{name} ({theirs} there, {ours} now)" for name, (ours, theirs) in differing.items())
-            raise RunFolderError(
-                f"{self.path} holds a run that differs in {named}; give the same, name another folder by --out, "
-                "or start anew with --overwrite"
-            )
-
     def enter(self, config: FinetuneConfig, *, overwrite: bool) -> None:
         """Make the folder ready for a run that starts or continues.
 
@@ -194,46 +125,13 @@ class RunFolder:
         """
         self.check(config, overwrite=overwrite)
         _remove_half_written(self.path)
-        if overwrite and self.config.exists():
+        if overwrite and self.config_file.exists():
             for path in self.path.iterdir():
                 if _OURS.fullmatch(path.name):
                     _remove(path)
-            self.config.unlink()
-        if not self.config.exists():
-            write_text(self.config, to_yaml(config))
-
-    def stored(self) -> FinetuneConfig | None:
-        """The configuration of the run that the folder holds, if any."""
-        return read_yaml(self.config) if self.config.exists() else None
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a metrics.csv; what is empty is NaN."""
-    with path.open(encoding="utf-8", newline="") as file:
-        text = file.read()
-    whole = text[: text.rfind("\n") + 1]  # a killed process may leave half a line
-    rows = csv.DictReader(io.StringIO(whole))
-    return [{name: float(value) if value else math.nan for name, value in row.items()} for row in rows]
-
-
-def to_yaml(config: FinetuneConfig) -> str:
-    """A configuration as YAML that `read_yaml` takes."""
-    return yaml.safe_dump(TypeAdapter(FinetuneConfig).dump_python(config, mode="json"), sort_keys=False)
-
-
-def read_yaml(path: Path) -> FinetuneConfig:
-    """The configuration in a YAML file.
-
-    Raises
-    ------
-    RunFolderError          an unknown field or a value of another type
-    """
-    try:
-        return TypeAdapter(FinetuneConfig).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise RunFolderError(
-            f"{path} is no configuration of a fine-tuning run: {' '.join(str(error).split())}"
-        ) from error
+            self.config_file.unlink()
+        if not self.config_file.exists():
+            write_text(self.config_file, to_yaml(config))
 
 
 def _read_state(path: Path) -> tuple[State, str]:
@@ -250,12 +148,6 @@ def _read_state(path: Path) -> tuple[State, str]:
 
 def _check_state(path: Path) -> None:
     _read_state(path)
-
-
-def _cell(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.9g}"
 
 
 def _remove_half_written(folder: Path) -> None:

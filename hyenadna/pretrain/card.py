@@ -1,11 +1,11 @@
 """The model card of a pretrained model."""
 
-import dataclasses
 from typing import Any
 
 from hyenadna import __version__
 from hyenadna.model.config import HyenaConfig
-from hyenadna.pretrain.config import DOES_NOT_CHANGE_THE_MODEL, PretrainConfig
+from hyenadna.pretrain.config import PretrainConfig
+from hyenadna.pretrain.configured_folder import command
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.estimate import parameters
 from hyenadna.pretrain.run_folder import Best
@@ -26,23 +26,6 @@ def training_provenance(config: PretrainConfig, corpus: Corpus, best: Best, step
         "seed": config.seed,
         "threads": threads,
     }
-
-
-def command(config: PretrainConfig) -> str:
-    """The command line that repeats a run, with what differs from the defaults."""
-    words = ["hyena", "pretrain"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        flag = field.name.replace("_", "-")
-        if value == field.default or value is None or field.name in DOES_NOT_CHANGE_THE_MODEL:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, tuple):
-            words += [f"--{flag}", *map(str, value)]
-        else:
-            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return " ".join(words)
 
 
 def model_card(model: HyenaConfig, config: PretrainConfig, corpus: Corpus, best: Best, steps: int) -> str:

@@ -9,21 +9,6 @@ from typing import ClassVar, Literal
 from hyenadna.errors import UsageError
 from hyenadna.model.config import Size
 
-DOES_NOT_CHANGE_THE_MODEL = frozenset(
-    {
-        "out",
-        "devices",
-        "nodes",
-        "device",
-        "threads",
-        "checkpoint_every",
-        "keep_last",
-        "logger",
-        "checkpoint_activations",
-    }
-)
-"""Fields that may differ when a run is resumed."""
-
 _COUNTS = (
     "warmup_from", "warmup_steps", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
     "valid_tokens", "checkpoint_every", "keep_last", "devices", "nodes", "threads",
@@ -54,6 +39,13 @@ class PretrainConfig:
 
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
+    VERB: ClassVar = "pretrain"
+    """Of the command that makes the run."""
+    DOES_NOT_CHANGE_THE_MODEL: ClassVar = frozenset(
+        ("out", "devices", "nodes", "device", "threads", "checkpoint_every", "keep_last", "logger",
+         "checkpoint_activations")
+    )  # fmt: skip
+    """Fields that may differ when a run is resumed."""
     ALTERNATIVES: ClassVar = (("steps", "tokens"), ("warmup_share", "warmup_steps"))
     """Fields of which one may be set; a flag takes the place of the other in a file."""
 
@@ -153,12 +145,3 @@ class PretrainConfig:
                     raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"--betas are {self.betas}; allowed are 0 up to but not including 1")
-
-
-def differing_fields(ours: PretrainConfig, theirs: PretrainConfig) -> dict[str, tuple[object, object]]:
-    """The fields in which two runs would train different models: name to (ours, theirs)."""
-    return {
-        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
-        for field in dataclasses.fields(PretrainConfig)
-        if field.name not in DOES_NOT_CHANGE_THE_MODEL and getattr(ours, field.name) != getattr(theirs, field.name)
-    }

@@ -15,6 +15,7 @@ from hyenadna.errors import Interrupted
 from hyenadna.pretrain.card import model_card, training_provenance
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
+from hyenadna.pretrain.metrics_file import append_metrics
 from hyenadna.pretrain.module import PretrainModule, nats_of_bases
 from hyenadna.pretrain.run_folder import Best, Checkpoint, RunFolder
 from hyenadna.progress import Job
@@ -165,7 +166,7 @@ class Monitor(pl.Callback):
         }
 
     def _record(self, trainer: pl.Trainer, module: PretrainModule, row: dict[str, float]) -> None:
-        self.folder.append_metrics(row)
+        append_metrics(self.folder.metrics, row)
         for logger in trainer.loggers:
             logger.log_metrics({name: value for name, value in row.items() if not math.isnan(value)}, module.step)
         if self._job is not None:

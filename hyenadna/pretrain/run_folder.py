@@ -7,23 +7,17 @@ model/              the model folder with the best validation so far
 checkpoints/        step-00000020.ckpt: weights, optimizer, and the best validation so far
 """
 
-import csv
-import io
-import math
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from hyenadna.errors import CheckpointError, RunFolderError, WriteError
-from hyenadna.files import atomic_write, lock, restore_folder, write_text
-from hyenadna.pretrain.config import PretrainConfig, differing_fields
+from hyenadna.errors import CheckpointError
+from hyenadna.files import atomic_write, restore_folder, write_text
+from hyenadna.pretrain.config import PretrainConfig
+from hyenadna.pretrain.configured_folder import ConfiguredFolder, to_yaml
 
 METRICS = (
     "step", "length", "tokens", "bits_per_base", "gradient_norm", "learning_rate", "nt_per_second",
@@ -57,46 +51,13 @@ class Checkpoint(NamedTuple):
     """Windows of a step in each stage."""
 
 
-class RunFolder:
+class RunFolder(ConfiguredFolder[PretrainConfig]):
     """A run's files; every one of them is written whole or not at all."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, "training.yaml", PretrainConfig, _TEMPORARY)
         self.model, self.checkpoints = path / "model", path / "checkpoints"
-        self.training, self.metrics, self.curves = path / "training.yaml", path / "metrics.csv", path / "curves.png"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other process out of the folder."""
-        busy = RunFolderError(f"{self.path} is in use by another process; wait for it, or name another folder by --out")
-        with lock(self.path / ".lock", busy):
-            yield
-
-    def check(self, config: PretrainConfig, *, overwrite: bool) -> None:
-        """Nothing, if the folder can take this run; changes nothing.
-
-        Raises
-        ------
-        RunFolderError          it is a file, holds something else, or a run with another configuration
-        """
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise RunFolderError(f"--out {self.path} is a file; name a folder")
-        if not self.training.exists():
-            foreign = sorted(
-                p.name for p in self.path.iterdir() if p.name != ".lock" and not _TEMPORARY.fullmatch(p.name)
-            )
-            if foreign:
-                raise RunFolderError(
-                    f"{self.path} holds {', '.join(foreign[:5])} and no run; name a new or an empty folder by --out"
-                )
-        elif not overwrite and (differing := differing_fields(config, read_yaml(self.training))):
-            named = ", ".join(f"{name} ({theirs} there, {ours} now)" for name, (ours, theirs) in differing.items())
-            raise RunFolderError(
-                f"{self.path} holds a run that differs in {named}; give the same, name another folder by --out, "
-                "or start anew with --overwrite"
-            )
+        self.metrics, self.curves = path / "metrics.csv", path / "curves.png"
 
     def enter(self, config: PretrainConfig, *, overwrite: bool) -> Path | None:
         """Make the folder ready for a run, and say which checkpoint the run continues from, if any.
@@ -108,16 +69,12 @@ class RunFolder:
         self.check(config, overwrite=overwrite)
         self._sweep()
         restore_folder(self.model)
-        if overwrite and self.training.exists():
+        if overwrite and self.config_file.exists():
             self._clear()
-        if not self.training.exists():
-            write_text(self.training, to_yaml(config))
+        if not self.config_file.exists():
+            write_text(self.config_file, to_yaml(config))
         checkpoints = self.saved()
         return checkpoints[-1] if checkpoints else None
-
-    def stored(self) -> PretrainConfig | None:
-        """The configuration of the run that the folder holds, if any."""
-        return read_yaml(self.training) if self.training.exists() else None
 
     def saved(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -131,32 +88,6 @@ class RunFolder:
             torch.save(checkpoint._asdict() | {"best": tuple(checkpoint.best)}, temporary)
         for old in self.saved()[:-keep_last]:
             old.unlink()
-
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines of metrics.csv that lie beyond a step: they will be computed again."""
-        if not self.metrics.exists():
-            return
-        rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-        write_text(self.metrics, text.getvalue())
-
-    def append_metrics(self, row: dict[str, float]) -> None:
-        """Add a line to metrics.csv."""
-        new = not self.metrics.exists()
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, METRICS, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow({name: _cell(value) for name, value in row.items()})
-        except OSError as error:
-            raise WriteError(
-                f"{self.metrics} could not be written: {error.strerror or error}; free some space, then run the same "
-                "command again: it continues from the last checkpoint"
-            ) from error
 
     def result(self) -> dict[str, Any]:
         """What a finished run came to: where things are, and the validation that chose the model."""
@@ -201,42 +132,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is damaged; delete it to go on from the one before"
         ) from error
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a metrics.csv; what is empty is NaN."""
-    with path.open(encoding="utf-8", newline="") as file:
-        text = file.read()
-    whole = text[: text.rfind("\n") + 1]  # a killed process may leave half a line
-    rows = csv.DictReader(io.StringIO(whole))
-    return [{name: float(value) if value else math.nan for name, value in row.items()} for row in rows]
-
-
-def to_yaml(config: PretrainConfig) -> str:
-    """A configuration as YAML that `read_yaml` takes."""
-    values = TypeAdapter(PretrainConfig).dump_python(config, mode="json")
-    return yaml.safe_dump(values, sort_keys=False)
-
-
-def read_yaml(path: Path) -> PretrainConfig:
-    """The configuration in a YAML file.
-
-    Raises
-    ------
-    RunFolderError          an unknown field or a value of another type
-    """
-    try:
-        return TypeAdapter(PretrainConfig).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise RunFolderError(
-            f"{path} is no configuration of a pretraining run: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _cell(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.9g}"
 
 
 def _check(path: Path, step: int) -> None:

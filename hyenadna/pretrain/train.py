@@ -17,10 +17,11 @@ from hyenadna.machine import keep_freed_memory, torch_device
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.length_warmup import LengthWarmup
+from hyenadna.pretrain.metrics_file import cut_metrics, read_metrics
 from hyenadna.pretrain.module import PretrainModule
 from hyenadna.pretrain.monitor import Monitor, signals_given_back
 from hyenadna.pretrain.plan import describe, new_model, resolved, stages
-from hyenadna.pretrain.run_folder import METRICS, Checkpoint, RunFolder, read_checkpoint, read_metrics
+from hyenadna.pretrain.run_folder import METRICS, Checkpoint, RunFolder, read_checkpoint
 from hyenadna.progress import notice
 
 
@@ -113,7 +114,8 @@ class Resume(pl.Callback):
         assert isinstance(pl_module, PretrainModule)
         path = trainer.strategy.broadcast(self.checkpoint)
         if trainer.is_global_zero:
-            self.monitor.folder.cut_metrics(0 if path is None else int(path.stem.removeprefix("step-")))
+            step = 0 if path is None else int(path.stem.removeprefix("step-"))
+            cut_metrics(self.monitor.folder.metrics, "step", step)
         if path is None:
             return
         state = read_checkpoint(path)
