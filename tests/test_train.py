@@ -114,15 +114,16 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
 
 def test_a_run_ends_when_nothing_gets_better_and_the_best_epoch_is_kept():
     made = trainer(ROWS, VALID, epochs=50, patience=2, lr=0.05, batch_size=8)
-    losses, states = [], []
+    ranks, states = [], []
     while not made.done:
-        losses.append(made.epoch()["valid_loss"])
-        states.append(made.state.learnt)
-    best = int(np.argmin(losses))
-    assert len(losses) == best + 3 < 50 and made.state.best_epoch == best + 1
+        row = made.epoch()
+        ranks.append((row["valid_auroc"], -row["valid_loss"]))
+        states.append(made.state.averaged)
+    best = ranks.index(max(ranks))
+    assert len(ranks) == best + 3 < 50 and made.state.best_epoch == best + 1
     made.take_best()
     assert all(torch.equal(value, states[best][name]) for name, value in made.model.learnt().items())
-    assert made.validate().loss == pytest.approx(losses[best])
+    assert made.validate().loss == pytest.approx(-ranks[best][1])
 
 
 def test_a_loss_that_is_no_number_names_its_rows():
@@ -162,3 +163,34 @@ def test_features_too_large_to_keep_are_computed_again_to_the_same_result(monkey
         assert computed._features is None
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-5)
+
+
+def test_what_is_validated_and_kept_is_the_average_of_the_weights():
+    made = trainer(ROWS, VALID, epochs=3, dropout=0.0, batch_size=8)
+    steps, step = [], made._step
+
+    def noted(*arguments):
+        loss = step(*arguments)
+        steps.append({name: p.detach().double().clone() for name, p in made.model.learnt().items()})
+        return loss
+
+    made._step = noted
+    first = {name: p.detach().double().clone() for name, p in made.model.learnt().items()}
+    made.epoch()
+    for name, start in first.items():
+        expected = start
+        for number, weights in enumerate(steps):
+            share = max(1 / 100, 9 / (10 + number))
+            expected = (1 - share) * expected + share * weights[name]
+        torch.testing.assert_close(made.state.averaged[name].double(), expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(made.state.learnt[name].double(), steps[-1][name])  # training goes on from here
+    made.take_best()
+    for name, value in made.model.learnt().items():
+        assert torch.equal(value, made.state.averaged[name])
+
+
+@pytest.mark.parametrize(("method", "share"), [("full", 0.3), ("head", 0.0)])
+def test_letters_are_left_out_only_where_the_model_itself_learns(method, share):
+    made = trainer(ROWS, VALID, method=method, dropout=0.3)
+    made.model.train()
+    assert made.model.base.backbone.dropout.p == share

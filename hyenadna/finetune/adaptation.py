@@ -47,7 +47,8 @@ class Adaptation:
     prompt_init: Literal["normal", "sequence"] = "normal"
     """What the soft prompt is at first: N(0, 0.02), or a training sequence as the model embeds it."""
     dropout: float = 0.1
-    """Share of the features before the head, and of the soft prompt's numbers, that is left out in training."""
+    """Share of the features before the head, of the soft prompt's numbers and, in full, of the embedded letters that is
+    left out in training."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.lora_rank <= 1024:

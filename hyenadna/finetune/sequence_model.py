@@ -49,6 +49,8 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.task, self.adaptation = task, adaptation
         base.requires_grad_(not adaptation.frozen)
+        if not adaptation.frozen:
+            base.backbone.dropout.p = adaptation.dropout
         D, dropout, pooled = base.config.d_model, adaptation.dropout, task.kind != "nucleotide"
         self.prompt: SoftPrompt | None = None
         self.pool: Pool | None = None
