@@ -6,8 +6,8 @@ must give again) and README.md. A model that was fine-tuned as a whole lies besi
 it is the base of its own head.
 
 A quantised base is known by the SHA-256 of its parent, so that an adapter works on a model and on its quantised
-children alike. Its probe is asked on the one of them that it was trained on; elsewhere the SHA-256 of what was learnt is
-compared.
+children alike. Its probe is asked on the one of them that it was trained on; elsewhere the SHA-256 of what was learnt
+is compared.
 """
 
 import json
@@ -145,10 +145,11 @@ def load(folder: str | Path, *, base: HyenaDNA | None = None, device: str | torc
     tensors = own_float32(read_safetensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
     check_shapes(tensors, model.own_state(), folder / "adapter.safetensors", "adapter.json")
     _restore(model, tensors)
-    if _probed(description) == (digest if base.quantization is None else base_sha256(base_state(base))):
-        _check_probe(model, description["probe"], folder)
-    else:
+    probe, weights = description["probe"], digest if base.quantization is None else base_sha256(base_state(base))
+    if isinstance(probe, dict) and probe.get("base_sha256", digest) != weights:
         _check_numbers(tensors, description, folder)  # the answer is that of the parent, or of another of its children
+    else:
+        _check_probe(model, probe, folder)
     return model
 
 
@@ -194,12 +195,6 @@ def _probe(model: SequenceModel) -> dict[str, Any]:
     if not torch.isfinite(answer).all():
         raise NotFiniteError("the adapted model gives answers that are not finite; it was not saved")
     return {"sequence": sequence, "tolerance": _TOLERANCE, "outputs": [float(f"{x:.9g}") for x in answer.tolist()]}
-
-
-def _probed(description: dict[str, Any]) -> Any:
-    """The SHA-256 of the very weights that gave the probe's answer."""
-    probe = description["probe"]
-    return (probe if isinstance(probe, dict) else {}).get("base_sha256", description["base_sha256"])
 
 
 def _check_numbers(tensors: dict[str, Tensor], description: dict[str, Any], folder: Path) -> None:
