@@ -164,6 +164,7 @@ class TestTheFolder:
         assert description["base_sha256"] == base_sha256(quantized(model).state_dict())
         with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
             found = {name for name in file.keys() if name.startswith(IN_PROJ)}  # noqa: SIM118
+        assert f"from the model with base_sha256 `{description['parent_sha256']}`" in (folder / "README.md").read_text()
         parts = ("packed", "scale", "scale_ends", "zero", "zero_ends", "bias")
         assert found == {f"{IN_PROJ}.{part}" for part in parts}
 
