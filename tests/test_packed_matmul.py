@@ -20,7 +20,7 @@ from hyenadna.kernels.packed_matmul import (
 )
 
 BITS = (1, 2, 3, 4, 8)
-SHAPES = ((1, 1, 16), (3, 5, 16), (7, 64, 64), (64, 63, 16), (5, 130, 48), (33, 257, 128), (2, 100, 100))
+SHAPES = ((1, 1, 16), (3, 5, 16), (7, 64, 64), (65, 63, 16), (5, 130, 48), (33, 257, 128))
 """Rows, columns and the group: fewer columns than a group, whole groups, and some left over."""
 
 
@@ -62,7 +62,7 @@ def matrices_of_codes(draw):
     return bits, np.random.default_rng(seed).integers(0, 1 << bits, (R, K), dtype=np.uint8)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(matrices_of_codes())
 def test_packing_is_exact_and_wastes_less_than_a_byte_a_plane(given_codes):
     bits, codes = given_codes
@@ -95,9 +95,11 @@ def test_rows_do_not_share_bytes():
     assert torch.equal(unpack(packed[3:50], 1, 13), codes[3:50])
 
 
-@pytest.mark.parametrize("meta", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("R", "K", "group", "meta"),
+    [*((*shape, torch.float16) for shape in SHAPES), (33, 257, 128, torch.float32)],
+)
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(("R", "K", "group"), SHAPES)
 def test_dequantized_weights_are_the_formulas(R, K, group, bits, meta):
     _, _, _, weight, how = operands(R, K, group, bits, meta=meta)
     exact = weights_in_numpy(*weight, **how, columns=K)
@@ -191,9 +193,9 @@ def test_dense_weights_are_never_held_whole(R, K, transposed):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("bits", BITS)
-def test_gradcheck(bits, transposed):
-    x, bias, _, weight, how = operands(5, 37, 16, bits, n=3, dtype=torch.float64)
+@pytest.mark.parametrize("K", [1, 9, 16])
+def test_gradcheck(K, transposed):
+    x, bias, _, weight, how = operands(4, K, 8, 3, n=2, dtype=torch.float64)
 
     def product(x, bias):
         return packed_matmul(x, *weight, **how, bias=bias, transposed=transposed)

@@ -48,22 +48,29 @@ def assert_exact(given, *, transposed=False):
 
 
 @pytest.mark.parametrize(
-    ("n", "R", "K", "group"),
-    [(1, 1, 1, 16), (17, 33, 130, 48), (3, 5, 256, 64), (18, 40, 128, 128)],
+    ("n", "R", "K", "group", "bits"),
+    [
+        *(
+            (n, R, K, group, bits)
+            for bits in BITS
+            for n, R, K, group in ((1, 1, 1, 16), (2, 3, 70, 48), (3, 33, 64, 16))
+        ),
+        (17, 33, 130, 64, 3),
+        (17, 33, 128, 128, 2),
+    ],
 )
-@pytest.mark.parametrize("bits", BITS)
-def test_value_and_gradients_at_every_shape(device, bits, n, R, K, group):
+def test_value_and_gradients_at_every_shape(device, n, R, K, group, bits):
     assert_exact(operands(n, R, K, group, bits, device))
 
 
-@pytest.mark.parametrize(("bits", "K"), [(4, 128), (3, 37), (8, 64)])
+@pytest.mark.parametrize(("bits", "K"), [(4, 64), (3, 37)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_half_precision_and_transposed(device, transposed, bits, K):
-    assert_exact(operands(17, 33, K, 64, bits, device, dtype=torch.float16), transposed=transposed)
+    assert_exact(operands(17, 5, K, 64, bits, device, dtype=torch.float16), transposed=transposed)
 
 
 def test_transposed_x_and_float32_scales(device):
-    x, *rest = operands(17, 33, 64, 32, 4, device, meta=torch.float32)
+    x, *rest = operands(17, 5, 64, 32, 4, device, meta=torch.float32)
     assert_exact((x.T.contiguous().T, *rest), transposed=True)
 
 
@@ -76,7 +83,7 @@ def test_tiles_lie_in_one_run_of_bytes_where_they_can(device, bits, K, in_runs):
 
 
 def test_both_ways_of_finding_bytes_agree(device, monkeypatch):
-    given = operands(17, 33, 128, 64, 3, device)
+    given = operands(3, 5, 128, 64, 3, device)
     in_runs = value_and_gradients(packed_matmul, *given)
     monkeypatch.setattr(packed_matmul_triton, "width", lambda weight: (32, False))
     torch.testing.assert_close(value_and_gradients(packed_matmul, *given), in_runs, rtol=1e-5, atol=1e-4)
