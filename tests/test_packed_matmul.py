@@ -183,13 +183,13 @@ class LargestStorage(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("R", "K"), [(384, 128), (256, 1024), (768, 256)])
+@pytest.mark.parametrize(("R", "K"), [(256, 1024), (1000, 256)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_dense_weights_are_never_held_whole(R, K, transposed):
     x, bias, grad, weight, how = operands(R, K, 64, 4, n=2)
     with LargestStorage() as largest:
         value_and_gradients(packed_matmul, x, bias, grad, weight, how, transposed=transposed)
-    assert R * K <= largest.bytes <= R * K * 4 // 2  # at least the codes were seen, at most half the dense weights
+    assert largest.bytes == 4 * module._WEIGHTS_AT_ONCE < 4 * R * K
 
 
 @pytest.mark.parametrize("transposed", [False, True])
