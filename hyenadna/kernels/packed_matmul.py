@@ -93,7 +93,7 @@ def unpack(packed: Tensor, bits: Bits, columns: int) -> Tensor:
             f"unpack was given {packed.dtype} {tuple(packed.shape)} for {columns} columns of {bits} bits; "
             f"it takes torch.uint8 (R, {packed_bytes(columns, bits)})"
         )
-    return _unpack(packed, bits, columns)
+    return _unpack(packed, bits, columns).contiguous()
 
 
 def _unpack(packed: Tensor, bits: Bits, columns: int) -> Tensor:
