@@ -8,6 +8,7 @@ import pytest
 import torch
 from adapting import NUMBER, THREE, adapted
 from checkpoints import one_line, same_weights, small_model
+from packing import quantized
 from serving import computed, served
 
 from hyenadna import HyenaDNA
@@ -58,6 +59,7 @@ def test_what_clients_are_told(folders):
     told = json.loads(json.dumps(model.description))
     assert told["name"] == "base"
     assert (told["context"], told["layers"], told["width"], told["bits"]) == (68, 3, 16, 32)
+    assert told["bits_per_weight"] == 32
     assert told["parameters"] == sum(parameter.numel() for parameter in small_model().parameters())
     assert told["adapters"] == {
         "run": {
@@ -106,6 +108,17 @@ def test_a_model_without_adapters_predicts_nothing():
     assert (model.name, model.adapters, model.context) == ("starter", {}, 1024)
     with pytest.raises(UsageError, match="starter is served without adapters"):
         PredictJob(model=model, sequences=[])
+
+
+def test_a_quantised_model_with_the_adapters_of_its_parent(folders, tmp_path):
+    quantized(HyenaDNA.from_pretrained(folders / "base")).save_pretrained(tmp_path / "small")
+    model = ServedModel.load(tmp_path / "small", {"run": folders / "run", "levels": folders / "levels"})
+    told, whole = model.description, ServedModel.load(folders / "base").description
+    assert (told["bits"], told["parameters"]) == (4, whole["parameters"])
+    assert 4 < told["bits_per_weight"] < 8
+    own = adapter.load(folders / "run", base=HyenaDNA.from_pretrained(tmp_path / "small"))
+    expected = Predictor(own, reverse_complement=True)([encode("ACGTTGCA" * 4)])[0]
+    np.testing.assert_allclose(list(predictions(model, "run")["probabilities"].values()), expected, atol=1e-6)
 
 
 def test_half_precision_is_for_the_products_alone(folders):
