@@ -293,8 +293,8 @@ def _results(model: ServedModel, units: list[Unit]) -> list[Result | Exception]:
         found = units[0].kind.compute(model, [unit.piece for unit in units])
         return [result for _, result in zip(units, found, strict=True)]
     except Exception as error:  # whatever goes wrong with a batch, others must go on
-        if len(units) > 1:
-            return [_results(model, [unit])[0] for unit in units]
-        if not isinstance(error, HyenaError):
-            logging.getLogger(__name__).error("the model failed on a batch", exc_info=error)
-        return [error]
+        if len(units) == 1:
+            if not isinstance(error, HyenaError):
+                logging.getLogger(__name__).error("the model failed on a unit of work", exc_info=error)
+            return [error.with_traceback(None)]  # which would keep what the model held
+    return [_results(model, [unit])[0] for unit in units]
