@@ -1,0 +1,1 @@
+"""The HTTP application: what it computes, how requests share batches, and its page."""
