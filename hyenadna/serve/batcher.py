@@ -1,11 +1,27 @@
-"""What is computed when: the queue of jobs in front of one model."""
+"""What is computed when: the queue of jobs in front of one model, and the batches that their units share.
 
+The order is that of weighted fair queueing with equal weights (Demers, Keshav and Shenker 1989): every job has a tag,
+the tokens that it was served since it came, on a clock that all jobs share and that advances by the tokens computed
+over the number of jobs that wait. The job whose next batch would end first on that clock is served next, and its batch is
+filled up with units of the same kind of other jobs, in the same order. So among many jobs each has its share of the
+model, and a small one that comes while large ones are computed waits for the batch in work and no other.
+"""
+
+import asyncio
+import contextlib
 import dataclasses
+import logging
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hyenadna.errors import HyenaError
-from hyenadna.serve.jobs import Job
+from hyenadna.serve.jobs import Job, Work
 from hyenadna.serve.served_model import ServedModel
+from hyenadna.serve.units import Kind, Result, Unit
+
+_REMEMBERED = 0.9
+"""Share of the earlier batches in the measured rate, a batch later."""
 
 
 class QueueFull(HyenaError):
@@ -48,8 +64,21 @@ class Stats:
     """In which the model was busy."""
 
 
+class _Entry:
+    """A job that was accepted and is not answered."""
+
+    def __init__(self, reserved: int, tag: float) -> None:
+        self.reserved, self.tag, self.served = reserved, tag, 0
+        self.work: Work | None = None
+        self.pending: dict[Kind, deque[Unit]] = {}
+        self.remaining = 0  # tokens of all pending
+        self.left = 0  # units without a result
+        self.since = 0.0
+        self.done = asyncio.Event()
+
+
 class Batcher:
-    """Computes jobs of any number of requests in common batches, in one worker thread; for one event loop.
+    """Computes the jobs of any number of requests in common batches, in one worker thread; for one event loop.
 
     Parameters
     ----------
@@ -64,9 +93,18 @@ class Batcher:
 
     def __init__(self, model: ServedModel, *, batch_tokens: int, queue_tokens: int, wait_ms: float) -> None:
         self.model, self.batch_tokens, self.queue_tokens, self.wait = model, batch_tokens, queue_tokens, wait_ms / 1000
+        self._entries: dict[_Entry, None] = {}  # in the order in which they came
+        self._pending = Counter[Kind]()  # tokens of each kind
+        self._queued = self._running = self._batches = self._tokens = self._failures = 0
+        self._clock = self._seconds = 0.0
+        self._recent_tokens = self._recent_seconds = 0.0
+        self._wake, self._draining = asyncio.Event(), False
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to compute."""
+        self._task = asyncio.create_task(self._run())
 
     async def submit(self, job: Job, *, deadline: float) -> list[dict[str, Any]]:
         """The items of the job's answer, in the order of its sequences.
@@ -83,15 +121,171 @@ class Batcher:
         ------
         QueueFull           there is no room now
         JobTooLarge         there never will be
-        DeadlineExceeded    not done in time
+        DeadlineExceeded    not done in time; what was left of it is dropped
         Draining            after `drain` was called
         """
-        raise NotImplementedError
+        entry = self._admitted(job.tokens)
+        try:
+            async with asyncio.timeout(deadline):
+                # beside the loop, as it may take a tenth of a second for a long sequence
+                work = await asyncio.to_thread(job.cut, self.batch_tokens)
+                self._enqueue(entry, work)
+                await entry.done.wait()
+                return await asyncio.to_thread(work.answer)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"not done within {deadline:g} s; send fewer or shorter sequences, allow more time, or come again "
+                "when the server has less to do"
+            ) from error
+        finally:
+            self._leave(entry)
 
     async def drain(self) -> None:
         """Take no new jobs, finish those that were accepted, and end the worker."""
+        self._draining = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        self._worker.shutdown()
 
     @property
     def stats(self) -> Stats:
         """What it holds and has done."""
-        raise NotImplementedError
+        return Stats(
+            jobs=len(self._entries),
+            queued_tokens=self._queued,
+            running=self._running,
+            batches=self._batches,
+            tokens=self._tokens,
+            failures=self._failures,
+            seconds=self._seconds,
+        )
+
+    def _admitted(self, tokens: int) -> _Entry:
+        if self._draining:
+            raise Draining("the server is ending and takes no new requests")
+        if tokens > self.queue_tokens:
+            raise JobTooLarge(
+                f"the request costs {tokens:,} tokens; this server takes up to {self.queue_tokens:,}: send fewer or "
+                "shorter sequences"
+            )
+        if (excess := self._queued + tokens - self.queue_tokens) > 0:
+            # before the first batch nothing is known
+            seconds = excess * self._recent_seconds / self._recent_tokens if self._recent_tokens else 1.0
+            raise QueueFull(
+                f"{self._queued:,} tokens wait already and {self.queue_tokens:,} may; come again in {seconds:.3g} s",
+                seconds,
+            )
+        self._queued += tokens
+        entry = _Entry(tokens, self._clock)
+        self._entries[entry] = None
+        return entry
+
+    def _enqueue(self, entry: _Entry, work: Work) -> None:
+        entry.work, entry.left = work, len(work.units)
+        entry.since = asyncio.get_running_loop().time()
+        for unit in work.units:
+            entry.pending.setdefault(unit.kind, deque()).append(unit)
+            self._pending[unit.kind] += unit.cost
+            entry.remaining += unit.cost
+        # a sequence with an error has no units
+        self._queued += entry.remaining - entry.reserved
+        entry.reserved = 0
+        if not entry.left:
+            entry.done.set()
+        self._wake.set()
+
+    def _leave(self, entry: _Entry) -> None:
+        """Forget the job; units of it that are computed now still count until they are."""
+        del self._entries[entry]
+        for kind, units in entry.pending.items():
+            self._took(kind, sum(unit.cost for unit in units))
+        self._queued -= entry.reserved + entry.remaining
+        entry.pending, entry.work = {}, None
+        self._wake.set()
+
+    def _took(self, kind: Kind, tokens: int) -> None:
+        self._pending[kind] -= tokens
+        if not self._pending[kind]:
+            del self._pending[kind]
+
+    async def _run(self) -> None:
+        while await self._ready():
+            await self._compute(self._next_batch())
+
+    async def _ready(self) -> bool:
+        """Once there is a batch to compute; False when there will be none any more."""
+        while True:
+            self._wake.clear()
+            delay = self._delay()
+            if delay is not None and delay <= 0:
+                return True
+            if self._draining and not self._entries:
+                return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+
+    def _delay(self) -> float | None:
+        """Seconds for which to wait for more; None while there is nothing to compute."""
+        first = next((entry.since for entry in self._entries if entry.pending), None)
+        if first is None:
+            return None
+        if self._draining or any(tokens + kind.length > self.batch_tokens for kind, tokens in self._pending.items()):
+            return 0.0
+        return first + self.wait - asyncio.get_running_loop().time()
+
+    def _next_batch(self) -> list[tuple[_Entry, Unit]]:
+        waiting = sorted((entry for entry in self._entries if entry.pending), key=self._order)
+        kind = max(waiting[0].pending, key=lambda kind: min(self._pending[kind], self.batch_tokens))
+        batch: list[tuple[_Entry, Unit]] = []
+        taken = 0
+        for entry in waiting:
+            units = entry.pending.get(kind, deque())
+            own = 0
+            while units and (not batch or taken + own + units[0].cost <= self.batch_tokens):
+                own += units[0].cost
+                batch.append((entry, units.popleft()))
+            if own and not units:
+                del entry.pending[kind]
+            entry.tag, entry.served, entry.remaining = entry.tag + own, entry.served + own, entry.remaining - own
+            taken += own
+            if taken + kind.length > self.batch_tokens:
+                break
+        self._took(kind, taken)
+        self._clock += taken / len(waiting)
+        return batch
+
+    def _order(self, entry: _Entry) -> tuple[float, int]:
+        """When its next batch would end on the common clock; of equals the one served least goes first."""
+        return entry.tag + min(entry.remaining, self.batch_tokens), entry.served
+
+    async def _compute(self, batch: list[tuple[_Entry, Unit]]) -> None:
+        loop, units = asyncio.get_running_loop(), [unit for _, unit in batch]
+        tokens, self._running, start = sum(unit.cost for unit in units), len(units), loop.time()
+        results = await loop.run_in_executor(self._worker, _results, self.model, units)
+        seconds = loop.time() - start
+        for (entry, unit), result in zip(batch, results, strict=True):
+            self._failures += isinstance(result, Exception)
+            if entry.work is not None:
+                entry.work.put(unit, result)
+                entry.left -= 1
+                if not entry.left:
+                    entry.done.set()
+        self._running, self._queued, self._batches = 0, self._queued - tokens, self._batches + 1
+        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
+        self._recent_tokens = _REMEMBERED * self._recent_tokens + tokens
+        self._recent_seconds = _REMEMBERED * self._recent_seconds + seconds
+
+
+def _results(model: ServedModel, units: list[Unit]) -> list[Result | Exception]:
+    """The result of each unit, or why there is none; if they fail together, each is tried by itself."""
+    try:
+        found = units[0].kind.compute(model, [unit.piece for unit in units])
+        return [result for _, result in zip(units, found, strict=True)]
+    except Exception as error:  # whatever goes wrong with a batch, others must go on
+        if len(units) > 1:
+            return [_results(model, [unit])[0] for unit in units]
+        if not isinstance(error, HyenaError):
+            logging.getLogger(__name__).error("the model failed on a batch", exc_info=error)
+        return [error]

@@ -27,6 +27,11 @@ Result = NDArray[np.floating[Any]]
 class Kind(Protocol):
     """What is computed of units, and the length to which they are padded; units of equal kind share batches."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of a row, pads included."""
+        ...
+
     def compute(self, model: ServedModel, pieces: Sequence[Any]) -> list[Result]:
         """The result of each piece, in their order; one that is not made of numbers is a NotFiniteError."""
         ...
