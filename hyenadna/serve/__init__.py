@@ -1,1 +1,1 @@
-"""The HTTP application: what it computes, how requests share batches, and its page."""
+"""The HTTP application: what it computes, how it batches, its page."""

@@ -55,6 +55,7 @@ def application(service: Service, token: bytes | None) -> Asgi:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(Exception, _defect)
     computing = _routes_of_tasks(app, service)
     _routes_of_state(app, service)
     _routes_of_page(app)
@@ -89,12 +90,12 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
         """The effect of every single-base change, as a log-likelihood ratio."""
         return await answer(request, body, SubstitutionsJob, strand=body.strand)
 
-    async def answer(request: Request, body: schemas.Request, kind: type[Job], **options: Any) -> Response:
+    async def answer(request: Request, body: schemas.Request, kind: Callable[..., Job], **options: Any) -> Response:
         named = enumerate(body.sequences, start=1)
         sequences = [(str(number) if one.id is None else one.id, one.sequence) for number, one in named]
         service.check_sequences(sequences)
         try:
-            job = kind(service.model, sequences, **options)
+            job = kind(model=service.model, sequences=sequences, **options)
         except UsageError as error:
             raise Refusal(422, str(error)) from error
         return await service.answer(request, job, body.timeout_s)
@@ -105,6 +106,7 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
         "/v1/predict": (predict, schemas.PredictAnswer),
         "/v1/substitutions": (substitutions, schemas.SubstitutionsAnswer),
     }
+    endpoint: Callable[..., Any]
     for path, (endpoint, model) in tasks.items():
         app.add_api_route(path, endpoint, methods=["POST"], response_model=model, responses=_refusals(*_REFUSALS))
     return frozenset(tasks)
@@ -135,7 +137,7 @@ def _routes_of_state(app: FastAPI, service: Service) -> None:
         ("/ready", ready, (401, 503)),
     ):
         app.add_api_route(path, endpoint, methods=["GET"], responses=_refusals(*statuses))
-    text = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     app.add_api_route(
         "/metrics", metrics, methods=["GET"], response_class=PlainTextResponse, responses=text | _refusals(401)
     )
@@ -197,9 +199,10 @@ class _StrictRequest(Request):
             return json.loads(
                 (await self.body()).decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant
             )
-        except (ValueError, RecursionError) as error:
-            what = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "not JSON"
-            raise Refusal(400, f"the body cannot be read: {what}") from error
+        except RecursionError as error:
+            raise HTTPException(400, "the body is nested too deeply") from error
+        except ValueError as error:
+            raise HTTPException(400, f"the body is not JSON: {error}") from error
 
 
 class _StrictRoute(APIRoute):
@@ -215,17 +218,22 @@ class _StrictRoute(APIRoute):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name twice in one object")
+        raise ValueError("a name stands twice in one object")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(name)
+    raise ValueError(f"it has no {name}")
 
 
 async def _refused(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
     return Response(refusal.body, refusal.status, refusal.headers, "application/json")
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    # it is raised again after this, and told in the log by the outermost layer
+    return await _refused(request, Refusal(500, "the server failed; its log says where"))
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

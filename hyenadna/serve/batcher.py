@@ -161,6 +161,11 @@ class Batcher:
             seconds=self._seconds,
         )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it computes: it was started, not drained to the end, and met no defect of its own."""
+        return self._task is not None and not self._task.done()
+
     def _admitted(self, tokens: int) -> _Entry:
         if self._draining:
             raise Draining("the server is ending and takes no new requests")

@@ -25,7 +25,7 @@ class Connection(H11Protocol):
         """Wait no longer once a request is there; begin to wait at the first byte of the next one."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._head = _stopped(self._head)
+            self._stop_head()
         elif self._head is None:
             self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
@@ -38,11 +38,12 @@ class Connection(H11Protocol):
     def resume_writing(self) -> None:
         """The reader has taken most of it."""
         super().resume_writing()
-        self._read = _stopped(self._read)
+        self._stop_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
-        self._head, self._read = _stopped(self._head), _stopped(self._read)
+        self._stop_head()
+        self._stop_read()
         super().connection_lost(exc)
 
     def _watch_reader(self) -> None:
@@ -56,7 +57,12 @@ class Connection(H11Protocol):
 
         self._read = self.loop.call_later(READ_SECONDS, check)
 
+    def _stop_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
-def _stopped(clock: asyncio.TimerHandle | None) -> None:
-    if clock is not None:
-        clock.cancel()
+    def _stop_read(self) -> None:
+        if self._read is not None:
+            self._read.cancel()
+            self._read = None

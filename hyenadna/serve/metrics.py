@@ -32,6 +32,8 @@ class _OfBatcher(Collector):
         yield GaugeMetricFamily("hyena_queue_tokens", "Tokens that wait.", stats.queued_tokens)
         yield GaugeMetricFamily("hyena_running_units", "Units of work in the running batch.", stats.running)
         yield CounterMetricFamily("hyena_batches", "Batches that were run.", stats.batches)
+        yield CounterMetricFamily("hyena_model_seconds", "Seconds in which the model was busy.", stats.seconds)
+        yield CounterMetricFamily("hyena_failures", "Units of work of which the model gave no result.", stats.failures)
         yield CounterMetricFamily("hyena_tokens", "Tokens that the model has read.", stats.tokens)
 
 

@@ -103,7 +103,9 @@ class Item(BaseModel):
 class LikelihoodItem(Item):
     """How likely one sequence is."""
 
-    scored: int | None = Field(default=None, description="Bases scored: A, C, G, T after the first base.")
+    scored: float | None = Field(
+        default=None, description="Bases scored: A, C, G, T after the first one; of both strands the mean."
+    )
     nats: float | None = Field(default=None, description="Sum of their ln p.")
     bits_per_base: float | None = None
     per_base: list[float | None] | None = Field(default=None, description="ln p of each base; null if not scored.")

@@ -130,5 +130,7 @@ class _Server(uvicorn.Server):
         self._stopping = self._loop.create_task(self._drained())
 
     async def _drained(self) -> None:
-        await self._service.drain()
-        self.should_exit = True
+        try:
+            await self._service.drain()
+        finally:
+            self.should_exit = True

@@ -8,13 +8,15 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from hyenadna.serve.batcher import Batcher, DeadlineExceeded, QueueFull
+from hyenadna.serve.batcher import Batcher, DeadlineExceeded, Draining, QueueFull
 from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.exchange import LEFT, Exchange, Refusal
 from hyenadna.serve.jobs import Job
 from hyenadna.serve.metrics import Metrics
 from hyenadna.serve.served_model import ServedModel
 
+_MOST_REQUESTS = 512
+"""That wait for their answers at once; short ones would otherwise come to more connections than a process may have."""
 _RETRY_S = 5
 """What a client is told to wait for another server while this one stops."""
 
@@ -64,7 +66,7 @@ class Service:
         ------
         Refusal                 it does not
         """
-        if self.batcher.failure is not None:
+        if not self.batcher.is_running:
             raise Refusal(503, "the model stopped; restart the server", {"retry-after": str(_RETRY_S)})
 
     def check_sequences(self, sequences: list[tuple[str, str]]) -> None:
@@ -100,6 +102,8 @@ class Service:
                 413, f"the request costs {tokens:,} tokens, at most {most:,} are taken; send fewer or shorter sequences"
             )
         self.check_ready()
+        if len(self._accepted) >= _MOST_REQUESTS:
+            raise Refusal(429, f"{_MOST_REQUESTS} requests wait already; come again", {"retry-after": "1"})
         self._accepted.add(exchange)
         seconds = min(timeout_s or math.inf, self.config.deadline)
         items = await self._computed(request, job, seconds)
@@ -129,9 +133,12 @@ class Service:
             return work.result() if work.done() else None
         except QueueFull as error:
             wait = str(max(1, math.ceil(error.retry_after)))
-            raise Refusal(429, f"the queue is full; try again in {wait} s", {"retry-after": wait}) from error
+            raise Refusal(429, str(error), {"retry-after": wait}) from error
         except DeadlineExceeded as error:
-            raise Refusal(504, f"not done within {seconds:g} s; send fewer or shorter sequences") from error
+            raise Refusal(504, str(error)) from error
+        except Draining:
+            self.check_ready()
+            raise
         finally:
             work.cancel()
             left.cancel()
