@@ -100,15 +100,14 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
             raise Refusal(422, str(error)) from error
         return await service.answer(request, job, body.timeout_s)
 
-    tasks = {
+    tasks: dict[str, tuple[Callable[..., Any], type[schemas.Answer]]] = {
         "/v1/likelihood": (likelihood, schemas.LikelihoodAnswer),
         "/v1/embed": (embed, schemas.EmbedAnswer),
         "/v1/predict": (predict, schemas.PredictAnswer),
         "/v1/substitutions": (substitutions, schemas.SubstitutionsAnswer),
     }
-    endpoint: Callable[..., Any]
-    for path, (endpoint, model) in tasks.items():
-        app.add_api_route(path, endpoint, methods=["POST"], response_model=model, responses=_refusals(*_REFUSALS))
+    for path, (task, model) in tasks.items():
+        app.add_api_route(path, task, methods=["POST"], response_model=model, responses=_refusals(*_REFUSALS))
     return frozenset(tasks)
 
 

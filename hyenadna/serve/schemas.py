@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Strand = Literal["both", "forward", "reverse"]
 Pool = Literal["mean", "max", "last"]
@@ -10,15 +10,25 @@ Pool = Literal["mean", "max", "last"]
 _DNA = "ACGTTGCATGTCGCATGATGCATGAGAGCTACGTAACGGT"
 
 
+def _text(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON can spell half of a pair of code units, which is no character
+            raise ValueError("not Unicode text") from error
+    return value
+
+
 class Input(BaseModel):
     """One sequence to work on."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    id: Annotated[str, Field(max_length=256)] | None = Field(
+    id: Annotated[str, Field(max_length=256), AfterValidator(_text)] | None = Field(
         default=None, description="Comes back with the answer. Default: its number in the request, from 1."
     )
-    sequence: str = Field(description="DNA in IUPAC letters, of either case.")
+    sequence: Annotated[str, AfterValidator(_text)] = Field(description="DNA in IUPAC letters, of either case.")
 
 
 def example(**options: Any) -> ConfigDict:
@@ -137,31 +147,33 @@ class SubstitutionsItem(Item):
     )
 
 
-class LikelihoodAnswer(BaseModel):
-    """Likelihoods, in the order of the request."""
+class Answer(BaseModel):
+    """Items in the order of the request."""
 
     model: str
+
+
+class LikelihoodAnswer(Answer):
+    """Likelihoods, in the order of the request."""
+
     items: list[LikelihoodItem]
 
 
-class EmbedAnswer(BaseModel):
+class EmbedAnswer(Answer):
     """Embeddings, in the order of the request."""
 
-    model: str
     items: list[EmbedItem]
 
 
-class PredictAnswer(BaseModel):
+class PredictAnswer(Answer):
     """Predictions, in the order of the request."""
 
-    model: str
     items: list[PredictItem]
 
 
-class SubstitutionsAnswer(BaseModel):
+class SubstitutionsAnswer(Answer):
     """Effects of substitutions, in the order of the request."""
 
-    model: str
     items: list[SubstitutionsItem]
 
 
