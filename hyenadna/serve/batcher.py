@@ -2,8 +2,8 @@
 
 The order is that of weighted fair queueing with equal weights (Demers, Keshav and Shenker 1989): every job has a tag,
 the tokens that it was served since it came, on a clock that all jobs share and that advances by the tokens computed
-over the number of jobs that wait. The job whose next batch would end first on that clock is served next, and its batch is
-filled up with units of the same kind of other jobs, in the same order. So among many jobs each has its share of the
+over the number of jobs that wait. The job whose next batch would end first on that clock is served next, and its batch
+is filled up with units of the same kind of other jobs, in the same order. So among many jobs each has its share of the
 model, and a small one that comes while large ones are computed waits for the batch in work and no other.
 """
 

@@ -8,15 +8,18 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenadna.data.tokenizer import A, T, encode, reverse_complement_tokens
-from hyenadna.errors import HyenaError, InputError, UsageError
+from hyenadna.data.tokenizer import encode, reverse_complement_tokens
+from hyenadna.errors import HyenaError, InputError, SequenceTooLong, UsageError
+from hyenadna.finetune.task import Task
+from hyenadna.inference.likelihood import ScoredWindow, Strand, likelihood_of, scored_windows
 from hyenadna.inference.long_windows import LongWindow, long_windows
-from hyenadna.serve.served_model import ServedAdapter, ServedModel
+from hyenadna.inference.variants import SubstitutionUnit, ratios_of, substitution_units
+from hyenadna.serve.served_model import SHORTEST, ServedAdapter, ServedModel
 from hyenadna.serve.units import (
     Embeddings,
     Kind,
@@ -29,7 +32,8 @@ from hyenadna.serve.units import (
     Unit,
 )
 
-Strand = Literal["both", "forward", "reverse"]
+Item = dict[str, Any]
+"""What the answer says of one sequence; what JSON holds."""
 Pieces = Iterator[tuple[Kind, Any, int]]
 """Of what kind each piece is, what its kind computes of, and its cost in tokens."""
 
@@ -81,8 +85,8 @@ class Job(ABC):
         """
 
     @abstractmethod
-    def item(self, length: int, pieces: Sequence[Any], results: Sequence[Result]) -> dict[str, Any]:
-        """What the answer says of a sequence of `length` bases, besides its id and length; what JSON holds."""
+    def item(self, tokens: NDArray[np.uint8], pieces: Sequence[Any], results: Sequence[Result]) -> Item:
+        """What the answer says of a sequence (L,), besides its id and length; what JSON holds."""
 
 
 class Work:
@@ -91,35 +95,44 @@ class Work:
     def __init__(self, job: Job, batch_tokens: int) -> None:
         self.job = job
         self.units: list[Unit] = []
-        self._errors: dict[int, ItemError] = {}
-        self._pieces: list[list[Any]] = [[] for _ in job.sequences]
+        self._of_rows: list[_Row | ItemError] = []
         for row, (_, sequence) in enumerate(job.sequences):
             try:
-                for kind, piece, cost in job.pieces(_encoded(sequence, job.model), batch_tokens):
-                    self.units.append(Unit(kind, piece, cost, row, len(self._pieces[row])))
-                    self._pieces[row].append(piece)
+                tokens = _encoded(sequence, job.model)
+                pieces = list(job.pieces(tokens, batch_tokens))
             except ItemError as error:
-                self._errors[row] = error
-        self._results: list[list[Result | None]] = [[None] * len(pieces) for pieces in self._pieces]
+                self._of_rows.append(error)
+                continue
+            self.units += [Unit(*piece, row, number) for number, piece in enumerate(pieces)]
+            self._of_rows.append(_Row(tokens, [piece for _, piece, _ in pieces], {}))
 
     def put(self, unit: Unit, result: Result | Exception) -> None:
         """Take the result of a unit, or why there is none, which becomes its item's error."""
         if isinstance(result, Exception):
             # what another exception says is not for clients: it may name files, or hold what was read
             message = str(result) if isinstance(result, HyenaError) else "the model failed on this sequence"
-            self._errors[unit.row] = ItemError("failed", message)
-        else:
-            self._results[unit.row][unit.number] = result
+            self._of_rows[unit.row] = ItemError("failed", message)
+        elif isinstance(row := self._of_rows[unit.row], _Row):
+            row.results[unit.number] = result
 
-    def answer(self) -> list[dict[str, Any]]:
+    def answer(self) -> list[Item]:
         """The item of every sequence, in the order given, once each unit has its result."""
-        return [self._item(row, *pair) for row, pair in enumerate(self.job.sequences)]
+        return [self._item(name, row) for (name, _), row in zip(self.job.sequences, self._of_rows, strict=True)]
 
-    def _item(self, row: int, name: str, sequence: str) -> dict[str, Any]:
-        if (error := self._errors.get(row)) is not None:
-            return {"id": name, "error": {"code": error.code, "message": error.message}}
-        results = [result for result in self._results[row] if result is not None]
-        return {"id": name, "length": len(sequence)} | self.job.item(len(sequence), self._pieces[row], results)
+    def _item(self, name: str, row: "_Row | ItemError") -> Item:
+        if isinstance(row, ItemError):
+            return {"id": name, "error": {"code": row.code, "message": row.message}}
+        results = [row.results[number] for number in range(len(row.pieces))]
+        return {"id": name, "length": len(row.tokens)} | self.job.item(row.tokens, row.pieces, results)
+
+
+class _Row(NamedTuple):
+    """One sequence without an error."""
+
+    tokens: NDArray[np.uint8]
+    pieces: list[Any]
+    results: dict[int, Result]
+    """By the number of the piece."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,26 +150,15 @@ class LikelihoodJob(Job):
 
     def pieces(self, tokens: NDArray[np.uint8], batch_tokens: int) -> Pieces:
         """A window each."""
-        for piece in _stretches(tokens, self.model.context, self.strand):
-            length = self.model.padded_length(len(piece.tokens))
-            yield Likelihoods(length), piece, length
+        for window in scored_windows(tokens, self.model.context, self.strand):
+            length = self.model.padded_length(len(window.tokens))
+            yield Likelihoods(length), window, length
 
-    def item(self, length: int, pieces: Sequence[Stretch], results: Sequence[Result]) -> dict[str, Any]:
+    def item(self, tokens: NDArray[np.uint8], pieces: Sequence[ScoredWindow], results: Sequence[Result]) -> Item:
         """Of both strands the mean."""
-        strands = {piece.reverse: np.full(length, math.nan) for piece in pieces}
-        for piece, values in zip(pieces, results, strict=True):
-            window = piece.window
-            strands[piece.reverse][window.first : window.end] = values[window.first - window.start :]
-        rows = np.stack([row[::-1] if reverse else row for reverse, row in strands.items()])
-        nats, scored = float(np.nansum(rows)) / len(rows), float((~np.isnan(rows)).sum()) / len(rows)
-        found: dict[str, Any] = {
-            "scored": scored,
-            "nats": nats,
-            "bits_per_base": -nats / scored / math.log(2) if scored else None,
-        }
-        if self.per_base:
-            found["per_base"] = _nullable(rows.mean(0))
-        return found
+        found = likelihood_of(len(tokens), pieces, results)
+        item: Item = {"scored": found.scored, "nats": found.nats, "bits_per_base": _nullable([found.bits_per_base])[0]}
+        return item | {"per_base": _nullable(found.per_base.tolist())} if self.per_base else item
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,25 +170,22 @@ class SubstitutionsJob(Job):
     task = "substitutions"
 
     def cost(self, length: int) -> int:
-        """A row a change, and one for the sequence itself."""
-        return 4 * length * self.model.padded_length(min(length, self.model.context))
+        """About two tokens for every pair of bases: three changes and their reference, from the change on."""
+        return (2 if self.strand == "both" else 1) * 2 * length * max(SHORTEST, length)
 
     def pieces(self, tokens: NDArray[np.uint8], batch_tokens: int) -> Pieces:
-        """Some positions each."""
-        if len(tokens) > self.model.context:
-            raise ItemError("too_long", f"the sequence has {len(tokens):,} bases; at most {self.model.context:,}")
-        length = self.model.padded_length(len(tokens))
-        step = max(1, (batch_tokens // length - 1) // 4)
-        for first in range(0, len(tokens), step):
-            positions = range(first, min(first + step, len(tokens)))
-            yield Substitutions(length), (tokens, positions), (1 + 4 * len(positions)) * length
+        """Some changes each."""
+        try:
+            units = list(substitution_units(tokens, self.model.context, self.strand, batch_tokens=batch_tokens))
+        except SequenceTooLong as error:
+            raise ItemError("too_long", str(error)) from error
+        for unit in units:
+            yield Substitutions(self.model.padded_length(len(tokens))), unit, unit.tokens
 
-    def item(self, length: int, pieces: Sequence[Any], results: Sequence[Result]) -> dict[str, Any]:
-        """The positions one after the other."""
-        ratios = np.concatenate(results).astype(np.float64)
-        tokens = pieces[0][0]
-        ratios[(tokens < A) | (tokens > T)] = math.nan
-        return {"bases": "ACGT", "log_likelihood_ratio": [_nullable(row) for row in ratios]}
+    def item(self, tokens: NDArray[np.uint8], pieces: Sequence[SubstitutionUnit], results: Sequence[Result]) -> Item:
+        """A row a base."""
+        ratios = ratios_of(tokens, pieces, results)
+        return {"bases": "ACGT", "log_likelihood_ratio": [_nullable(row) for row in ratios.tolist()]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,21 +207,19 @@ class EmbedJob(Job):
     def pieces(self, tokens: NDArray[np.uint8], batch_tokens: int) -> Pieces:
         """A window each."""
         layer = self.model.network.block_of(self.layer)
-        for piece in _stretches(tokens, self.model.context, "forward"):
-            length = self.model.padded_length(len(piece.tokens))
-            yield Embeddings(layer, self.pool, length), piece, length
+        for window in _windows(len(tokens), self.model.context):
+            length = self.model.padded_length(window.end - window.start)
+            yield Embeddings(layer, self.pool, length), Stretch(tokens[window.start : window.end], window), length
 
-    def item(self, length: int, pieces: Sequence[Stretch], results: Sequence[Result]) -> dict[str, Any]:
+    def item(self, tokens: NDArray[np.uint8], pieces: Sequence[Stretch], results: Sequence[Result]) -> Item:
         """The windows' own bases pooled together."""
-        values = np.stack(results)
         match self.pool:
             case "mean":
-                own = [piece.window.end - piece.window.first for piece in pieces]
-                pooled = np.average(values, axis=0, weights=own)
+                pooled = np.average(results, axis=0, weights=[window.end - window.first for _, window, *_ in pieces])
             case "max":
-                pooled = values.max(axis=0)
+                pooled = np.max(results, axis=0)
             case "last":
-                pooled = values[-1]
+                pooled = results[-1]
         return {"embedding": pooled.astype(np.float32).tolist()}
 
 
@@ -269,13 +266,39 @@ class PredictJob(Job):
                 "sequences as those that it was trained on",
             )
         number = self.model.adapter_number(self.adapter_name)
-        for piece in _stretches(tokens, longest, "both" if adapter.reverse_complement else "forward"):
-            length = self.model.padded_length(len(piece.tokens))
-            yield Predictions(length), piece._replace(adapter=number), length
+        for window in _windows(len(tokens), longest):
+            own = tokens[window.start : window.end]
+            kind = Predictions(self.model.padded_length(len(own)))
+            yield kind, Stretch(own, window, number), kind.length
+            if adapter.reverse_complement:
+                yield kind, Stretch(reverse_complement_tokens(own), window, number, reverse=True), kind.length
 
-    def item(self, length: int, pieces: Sequence[Stretch], results: Sequence[Result]) -> dict[str, Any]:
+    def item(self, tokens: NDArray[np.uint8], pieces: Sequence[Stretch], results: Sequence[Result]) -> Item:
         """The mean over windows and strands, of probabilities and not of logits."""
-        raise NotImplementedError
+        task = self._served.model.task
+        if task.kind == "nucleotide":
+            found, count = np.zeros((len(tokens), task.outputs)), np.zeros((len(tokens), 1))
+            for piece, values in zip(pieces, results, strict=True):
+                found[piece.window.start : piece.window.end] += values[::-1] if piece.reverse else values
+                count[piece.window.start : piece.window.end] += 1
+            return _prediction(task, found / count)
+        return _prediction(task, np.mean(results, axis=0))
+
+
+def _prediction(task: Task, values: NDArray[np.float64]) -> Item:
+    """Of probabilities (K,), for nucleotides (L, K), or a regression's number (1,): what they say, and themselves."""
+    labels = task.labels
+    if task.kind == "regression":
+        return {"prediction": float(values[0]), "value": float(values[0])}
+    probabilities = dict(zip(labels, values.T.tolist(), strict=True))
+    match task.kind:
+        case "nucleotide":
+            prediction: str | list[str] = "".join(labels[best] for best in values.argmax(axis=1))
+        case "multilabel":
+            prediction = [label for label in labels if probabilities[label] > 0.5]
+        case _:
+            prediction = labels[int(values.argmax())]
+    return {"prediction": prediction, "probabilities": probabilities}
 
 
 def _encoded(sequence: str, model: ServedModel) -> NDArray[np.uint8]:
@@ -295,16 +318,10 @@ def _cost(model: ServedModel, length: int, context: int) -> int:
     return (1 - (context - length) // stride) * model.padded_length(context)
 
 
-def _stretches(tokens: NDArray[np.uint8], context: int, strand: Strand) -> Iterator[Stretch]:
-    """The windows of the strands that are asked for; each base belongs to the first one that holds it."""
-    windows: list[LongWindow] = long_windows([len(tokens)], context, max(1, context // 2))
-    if strand != "reverse":
-        yield from (Stretch(tokens[window.start : window.end], window) for window in windows)
-    if strand != "forward":
-        other = reverse_complement_tokens(tokens)
-        yield from (Stretch(other[window.start : window.end], window, reverse=True) for window in windows)
+def _windows(length: int, context: int) -> list[LongWindow]:
+    return long_windows([length], context, max(1, context // 2))
 
 
-def _nullable(values: NDArray[np.floating[Any]]) -> list[float | None]:
+def _nullable(values: Sequence[float]) -> list[float | None]:
     """Numbers for JSON, which has no NaN."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
+    return [None if math.isnan(value) else value for value in values]

@@ -11,17 +11,17 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hyenadna.data.tokenizer import A, T
 from hyenadna.errors import NotFiniteError
 from hyenadna.inference.embed import Pooled
+from hyenadna.inference.likelihood import ScoredWindow, window_nats
 from hyenadna.inference.long_windows import LongWindow
 from hyenadna.inference.ragged import padded
+from hyenadna.inference.variants import SubstitutionUnit, unit_ratios
 from hyenadna.serve.served_model import ServedModel
 
 Pool = Literal["mean", "max", "last"]
-Result = NDArray[np.floating[Any]]
+Result = NDArray[np.float64]
 
 
 class Kind(Protocol):
@@ -53,50 +53,38 @@ class Unit:
 
 
 class Stretch(NamedTuple):
-    """A stretch of one strand of a sequence that the model reads at once."""
+    """A window of a sequence that the model reads at once."""
 
     tokens: NDArray[np.uint8]
     """(bases,): in reading direction."""
     window: LongWindow
-    """Where it lies, counted from where its strand begins to be read."""
-    reverse: bool = False
+    """Where it lies."""
     adapter: int = 0
     """For predictions: the adapter's number."""
+    reverse: bool = False
+    """Whether it is the window's other strand."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihoods:
-    """Nats of each base given those before it in the window, (bases,); NaN where it is not scored."""
+    """What windows score: nats of their own bases, NaN where one is not scored."""
 
     length: int
 
-    def compute(self, model: ServedModel, pieces: Sequence[Stretch]) -> list[Result]:
-        """Log-probabilities renormalised over A, C, G and T."""
-        tokens, _ = padded([piece.tokens for piece in pieces], self.length)
-        tokens = tokens.to(model.network.device)
-        with model.computing():
-            nats = _nats(model.network(tokens).logits, tokens.long()).cpu().numpy()
-        return [nats[row, : len(piece.tokens)] for row, piece in enumerate(pieces)]
+    def compute(self, model: ServedModel, pieces: Sequence[ScoredWindow]) -> list[Result]:
+        """As `hyenadna.inference.likelihood` does."""
+        return window_nats(model.network, pieces, to=self.length, dtype=model.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Substitutions:
-    """Log-likelihood ratios of the four bases at some positions of a sequence, (positions, 4)."""
+    """Log-likelihood ratios of some changes of a sequence, (n,); a unit is a batch in itself, and small ones queue."""
 
     length: int
 
-    def compute(self, model: ServedModel, pieces: Sequence[tuple[NDArray[np.uint8], range]]) -> list[Result]:
-        """Each alternative in a copy of the sequence."""
-        found = []
-        for tokens, positions in pieces:
-            rows = np.repeat(tokens[None], 1 + 4 * len(positions), axis=0)
-            for number, position in enumerate(positions):
-                rows[1 + 4 * number : 5 + 4 * number, position] = range(A, T + 1)
-            with model.computing():
-                batch = torch.from_numpy(rows)
-                nats = _nats(model.network(batch.to(model.network.device)).logits, batch.long()).nansum(1)
-            found.append((nats[1:] - nats[0]).view(-1, 4).numpy())
-        return found
+    def compute(self, model: ServedModel, pieces: Sequence[SubstitutionUnit]) -> list[Result]:
+        """As `hyenadna.inference.variants` does, one after the other."""
+        return [unit_ratios(model.network, piece, dtype=model.dtype) for piece in pieces]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +124,7 @@ class Predictions:
         return _finite(outputs, "prediction")
 
 
-def _finite(results: Sequence[Result], what: str) -> list[Result]:
+def _finite(results: Sequence[NDArray[np.floating[Any]]], what: str) -> list[Result]:
     if not all(np.isfinite(values).all() for values in results):
         raise NotFiniteError(f"the model's {what} is not made of numbers; are the weights whole, and is float32 used?")
-    return list(results)
-
-
-def _nats(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of logits (B, L, 16) and tokens (B, L): ln p of each base given those before it, NaN where it is not scored."""
-    bases = logits[:, :-1, A : T + 1].log_softmax(dim=-1)
-    base = (tokens[:, 1:] - A).clamp(0, 3)
-    scored = (tokens[:, 1:] >= A) & (tokens[:, 1:] <= T)
-    nats = logits.new_full(tokens.shape, torch.nan)
-    nats[:, 1:] = bases.gather(-1, base[..., None])[..., 0].masked_fill(~scored, torch.nan)
-    return nats
+    return [values.astype(np.float64, copy=False) for values in results]
