@@ -68,11 +68,11 @@ class Application:
         return self.post("likelihood", {"sequences": [{"sequence": one} for one in sequences]} | options)
 
 
-def served(adapters: bool = True) -> ServedModel:
-    """A small model, with an adapter for three classes and one for a number."""
+def served(adapters: int = 2) -> ServedModel:
+    """A small model, with an adapter for three classes, and a second one for a number."""
     network = small()
-    heads = {"classes": THREE, "level": NUMBER} if adapters else {}
-    models = {name: ServedAdapter(adapted("head", task, base=network)) for name, task in heads.items()}
+    heads = [("classes", THREE), ("level", NUMBER)][:adapters]
+    models = {name: ServedAdapter(adapted("head", task, base=network)) for name, task in heads}
     return ServedModel(network, name="small", adapters=models)
 
 

@@ -65,9 +65,9 @@ class TestAnswers:
         with pytest.raises(ValueError, match="not finite"):
             encoded({"nats": [math.nan]})
 
-    def test_each_example_of_the_description_is_answered(self, model):
-        one = Application(served())
-        one.service.model.adapters.pop("level")
+    @pytest.mark.parametrize("adapters", [1, 2])
+    def test_each_example_of_the_description_is_answered(self, adapters):
+        one = Application(served(adapters))
         paths = one.ask("GET", "/openapi.json").json()
         tried = 0
         for task in TASKS:
@@ -157,7 +157,7 @@ class TestRefusals:
         refused(app.post("embed", one | {"layer": 3}), 422, "invalid_request", "3")
         refused(app.post("predict", one), 422, "invalid_request", "several adapters; name one of classes, level")
         refused(app.post("predict", one | {"adapter": "x"}), 404, "not_found", "there is classes, level")
-        plain = Application(served(adapters=False))
+        plain = Application(served(adapters=0))
         refused(plain.post("predict", one), 404, "not_found", "this server has no adapter; hyena serve MODEL --adapter")
         assert "/v1/predict" not in plain.ask("GET", "/openapi.json").json()["paths"]
 
@@ -339,9 +339,8 @@ class TestDescription:
         layer = parts["EmbedRequest"]["properties"]["layer"]
         assert (layer["minimum"], layer["maximum"]) == (-3, 2)
         assert parts["EmbedRequest"]["properties"]["sequences"]["maxItems"] == 9
-        assert parts["PredictRequest"]["properties"]["adapter"]["anyOf"] == [
-            {"type": "string", "enum": ["classes", "level"]}
-        ]
+        assert parts["PredictRequest"]["properties"]["adapter"]["enum"] == ["classes", "level"]
+        assert parts["PredictRequest"]["required"] == ["sequences", "adapter"]
         assert "security" not in described
 
     def test_it_tells_of_the_token(self, model):

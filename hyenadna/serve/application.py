@@ -1,5 +1,6 @@
 """The HTTP application: its routes, what they take and answer, and the layers around them."""
 
+import copy
 import json
 from collections.abc import Callable, Coroutine
 from importlib import resources
@@ -30,7 +31,7 @@ _KINDS = {
     ".png": "image/png",
 }
 """Content types of the page's files; others are not served."""
-_REFUSALS = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+_REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def application(service: Service, token: bytes | None) -> Asgi:
@@ -165,7 +166,10 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _openapi(app: FastAPI, service: Service, *, is_locked: bool) -> dict[str, Any]:
     """The description of this very server: its limits, its layers, its adapters."""
     if app.openapi_schema is None:
-        described = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        # the examples in it are those of the classes, and are changed below
+        described = copy.deepcopy(
+            get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        )
         parts, model = described["components"], service.model
         parts["schemas"]["EmbedRequest"]["properties"]["layer"] |= {
             "minimum": -model.network.config.n_layer - 1,
@@ -174,9 +178,10 @@ def _openapi(app: FastAPI, service: Service, *, is_locked: bool) -> dict[str, An
         for name in ("LikelihoodRequest", "EmbedRequest", "PredictRequest", "SubstitutionsRequest"):
             parts["schemas"][name]["properties"]["sequences"]["maxItems"] = service.config.max_sequences
         if model.adapters:
-            one = {"type": "string", "enum": list(model.adapters)}
-            adapter = parts["schemas"]["PredictRequest"]["properties"]["adapter"]
-            adapter["anyOf"] = [one, {"type": "null"}] if len(model.adapters) == 1 else [one]
+            predict = parts["schemas"]["PredictRequest"]
+            predict["properties"]["adapter"]["anyOf"][0]["enum"] = list(model.adapters)
+            if len(model.adapters) > 1:
+                _require(predict, "adapter")
         else:
             # what would only be refused is not offered
             del described["paths"]["/v1/predict"]
@@ -189,6 +194,16 @@ def _openapi(app: FastAPI, service: Service, *, is_locked: bool) -> dict[str, An
     return app.openapi_schema
 
 
+def _require(schema: dict[str, Any], name: str) -> None:
+    """Of a property that may be left out, make one that may not."""
+    schema["required"].append(name)
+    kind = schema["properties"][name]
+    kind |= kind.pop("anyOf")[0]
+    kind.pop("default", None)
+    for example in schema["examples"]:
+        example[name] = kind["enum"][0]
+
+
 class _StrictRequest(Request):
     """A request whose JSON says one thing only: no name twice in an object, no NaN."""
 
@@ -196,7 +211,10 @@ class _StrictRequest(Request):
         """The body, parsed."""
         try:
             return json.loads(
-                (await self.body()).decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant
+                (await self.body()).decode("utf-8"),
+                object_pairs_hook=_object,
+                parse_constant=_no_constant,
+                parse_float=_number,
             )
         except RecursionError as error:
             raise HTTPException(400, "the body is nested too deeply") from error
@@ -219,6 +237,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name stands twice in one object")
     return found
+
+
+def _number(text: str) -> float:
+    # JSON makes no difference between 2 and 2.0
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _no_constant(name: str) -> Any:

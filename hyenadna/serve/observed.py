@@ -24,6 +24,9 @@ class Observed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and its answer back with the headers that every answer has."""
+        if scope["type"] != "http":
+            # how ASGI says that there is nothing to do when a server starts and ends
+            raise ValueError("this application knows HTTP alone")
         exchange = scope["exchange"] = Exchange()
         start, status = time.monotonic(), LEFT
 

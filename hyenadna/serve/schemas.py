@@ -130,10 +130,12 @@ class EmbedItem(Item):
 class PredictItem(Item):
     """The prediction for one sequence."""
 
-    prediction: Any = Field(
+    prediction: str | list[str] | float | None = Field(
         default=None, description="A label, the labels that hold, the label of each base, or a number."
     )
-    probabilities: Any = Field(default=None, description="Of each label; of a regression there are none.")
+    probabilities: dict[str, float | list[float]] | None = Field(
+        default=None, description="Of each label, of bases a list; of a regression there are none."
+    )
     value: float | None = Field(default=None, description="Of a regression.")
 
 

@@ -153,8 +153,8 @@ async def _left(request: Request) -> None:
 def encoded(value: Any) -> str:
     """The value as JSON; its numbers have 8 digits, which are within a unit of float32's last place.
 
-    The json module holds the interpreter until it is done, a tenth of a second for the changes of 20,000 bases, in which
-    nobody else is answered; this does not.
+    The json module holds the interpreter until it is done, a tenth of a second for the changes of 20,000 bases, in
+    which nobody else is answered; this does not.
 
     Raises
     ------
