@@ -20,6 +20,7 @@ from hyenadna.finetune.adapter_batch import AdapterBatch
 from hyenadna.finetune.sequence_model import SequenceModel
 from hyenadna.kernels.fft_conv import good_size
 from hyenadna.model.language_model import HyenaDNA
+from hyenadna.model.packed_linear import bits_per_weight, weight_count
 from hyenadna.model.weights import read_json
 
 SHORTEST = 32
@@ -116,13 +117,14 @@ class ServedModel:
         HubError                a hub id that could not be had
         UsageError              a device that does not exist, or a name that is taken
         """
-        name = Path(source).resolve().name if Path(source).expanduser().exists() else str(source)
+        path = Path(source).expanduser()
+        name = path.resolve().name if path.exists() else str(source)
         folders = dict(adapters)
         if _holds_adapter(source):
             network = adapter_folder.base_of(source, device=device)
             if name in folders:
                 raise UsageError(f"--adapter {name}={folders[name]}: the head of {source} has this name; take another")
-            folders = {name: Path(source)} | folders
+            folders = {name: path} | folders
         else:
             network = HyenaDNA.from_pretrained(source, device=device)
         served = {adapter: _adapter(folder, network) for adapter, folder in folders.items()}
@@ -148,11 +150,19 @@ class ServedModel:
         assert self._adapters is not None  # the adapters that have numbers
         device = self.network.device
         outputs = self._adapters(tokens.to(device), lengths.to(device), which.to(device))
-        tasks = [adapter.model.task for adapter in self.adapters.values()]
-        return [
-            tasks[number].predictions(output[None])[0].cpu().numpy()
-            for number, output in zip(which.tolist(), outputs, strict=True)
-        ]
+        found: dict[int, NDArray[np.float64]] = {}
+        for number, adapter in enumerate(self.adapters.values()):
+            rows, task = (which == number).nonzero()[:, 0].tolist(), adapter.model.task
+            if not rows:
+                continue
+            if task.kind == "nucleotide":
+                values = task.predictions(torch.cat([outputs[row] for row in rows])).cpu()
+                parts = values.split([len(outputs[row]) for row in rows])
+                found |= {row: part.numpy() for row, part in zip(rows, parts, strict=True)}
+            else:
+                values = task.predictions(torch.stack([outputs[row] for row in rows])).cpu()
+                found |= dict(zip(rows, values.numpy(), strict=True))
+        return [found[row] for row in range(len(tokens))]
 
     def computing(self) -> AbstractContextManager[Any]:
         """Within, the model computes without gradients in its dtype."""
@@ -165,14 +175,15 @@ class ServedModel:
     @property
     def description(self) -> dict[str, Any]:
         """The model and its adapters for clients; what JSON holds."""
-        config = self.network.config
+        config, quantization = self.network.config, self.network.quantization
         return {
             "name": self.name,
-            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "parameters": weight_count(self.network),
             "layers": config.n_layer,
             "width": config.d_model,
             "context": self.context,
-            "bits": 32,
+            "bits": 32 if quantization is None else quantization.bits,
+            "bits_per_weight": 32.0 if quantization is None else bits_per_weight(self.network),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.network.device),
             "adapters": {name: adapter.description for name, adapter in self.adapters.items()},
