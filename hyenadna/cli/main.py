@@ -27,6 +27,7 @@ VERBS = {
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
     "bench": "hyenadna.cli.bench:bench",
+    "serve": "hyenadna.cli.serve:serve",
     "convert": "hyenadna.cli.convert:convert",
     "info": "hyenadna.cli.info:info",
     "estimate": "hyenadna.cli.estimate:estimate",
