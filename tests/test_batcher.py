@@ -7,6 +7,7 @@ import gc
 import random
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from serving import computed, served
@@ -15,9 +16,10 @@ from test_jobs import assert_same
 from hyenadna.errors import HyenaError, NotFiniteError
 from hyenadna.serve.batcher import Batcher, DeadlineExceeded, Draining, JobTooLarge, QueueFull
 from hyenadna.serve.jobs import EmbedJob, LikelihoodJob, PredictJob, SubstitutionsJob
-from hyenadna.serve.units import Unit
+from hyenadna.serve.units import Kind, Unit
 
 LONG = 60.0
+MODEL = SimpleNamespace(batch_overhead=8)
 
 
 class Machine:
@@ -54,10 +56,9 @@ class Machine:
         return pieces
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows(Kind):
     name: str
-    length: int
     machine: Machine = dataclasses.field(compare=False)
 
     def compute(self, model, pieces):
@@ -65,14 +66,15 @@ class Rows:
 
 
 class Task:
-    """A job of so many units of 10 tokens."""
+    """A job of so many units, of 10 tokens each."""
 
-    def __init__(self, machine, name, units, kind="a"):
-        self.name, self.kind, self.count, self.tokens = name, Rows(kind, 10, machine), units, 10 * units
+    def __init__(self, machine, name, units, kind="a", length=10):
+        self.name, self.count, self.tokens = name, units, length * units
+        self.kind = Rows(name=kind, length=length, machine=machine)
         self.results = {}
 
     def cut(self, batch_tokens):
-        self.units = [Unit(self.kind, (self.name, number), 10, number, 0) for number in range(self.count)]
+        self.units = [Unit(self.kind, (self.name, number), self.kind.length, number, 0) for number in range(self.count)]
         return self
 
     def put(self, unit, result):
@@ -89,7 +91,7 @@ class Task:
 @contextlib.asynccontextmanager
 async def running(machine, **options):
     """A batcher that computes 10 units at once, and is drained afterwards."""
-    batcher = Batcher(None, **{"batch_tokens": 100, "queue_tokens": 10**6, "wait_ms": 0} | options)
+    batcher = Batcher(MODEL, **{"batch_tokens": 100, "queue_tokens": 10**6, "wait_ms": 0} | options)
     await batcher.start()
     yield batcher
     machine.free = True
@@ -146,6 +148,26 @@ async def test_jobs_of_different_kinds_do_not():
             job.expected for job in jobs
         ]
         assert sorted(machine.batches) == [["a"] * 3, ["b"] * 3, ["c"] * 3]
+
+
+@in_a_loop
+async def test_shorter_rows_fill_a_batch_where_their_pads_cost_less_than_a_batch():
+    machine = Machine()
+    async with running(machine) as batcher:
+        first = submitted(batcher, Task(machine, "first", 1))
+        await machine.started()
+        lengths = {"long": 10, "near": 8, "far": 5, "other": 8}
+        tasks = [
+            submitted(batcher, Task(machine, name, 3, "b" if name == "other" else "a", length))
+            for name, length in lengths.items()
+        ]
+        tasks.append(submitted(batcher, Task(machine, "long", 1)))
+        await queued(batcher, 6)
+        machine.finish()
+        turns = [await machine.step() for _ in range(3)]
+        # 3 times 2 pads are less than the 8 tokens of a batch, 3 times 5 are not
+        assert list(map(sorted, turns)) == [["long"] * 4 + ["near"] * 3, ["far"] * 3, ["other"] * 3]
+        await asyncio.gather(first, *tasks)
 
 
 @in_a_loop
@@ -314,7 +336,7 @@ async def test_a_job_that_cannot_be_cut_fails_alone():
 @in_a_loop
 async def test_nobody_waits_for_a_batcher_that_failed():
     machine = Machine()
-    batcher = Batcher(None, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
+    batcher = Batcher(MODEL, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
     await batcher.start()
     assert batcher.is_running
     task = submitted(batcher, Task(machine, "one", 30))
@@ -330,7 +352,7 @@ async def test_nobody_waits_for_a_batcher_that_failed():
 @in_a_loop
 async def test_draining_finishes_what_was_accepted_and_takes_no_more():
     machine = Machine()
-    batcher = Batcher(None, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
+    batcher = Batcher(MODEL, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
     await batcher.start()
     jobs = [Task(machine, name, 25) for name in "ab"]
     tasks = [submitted(batcher, job) for job in jobs]

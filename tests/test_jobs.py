@@ -211,4 +211,6 @@ def test_a_model_that_gives_no_numbers_says_so():
 
 def test_alike_lengths_share_a_kind(model):
     job = EmbedJob(model=model, sequences=[("a", "A" * 41), ("b", "C" * 44), ("c", "G" * 60)])
-    assert [unit.kind for unit in job.cut(300).units] == [Embeddings(3, "mean", n) for n in (45, 45, 60)]
+    assert [unit.kind for unit in job.cut(300).units] == [
+        Embeddings(layer=3, pool="mean", length=n) for n in (45, 45, 60)
+    ]

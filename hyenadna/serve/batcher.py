@@ -253,22 +253,32 @@ class Batcher:
         waiting = sorted((entry for entry in self._entries if entry.pending), key=self._order)
         kind = max(waiting[0].pending, key=lambda kind: min(self._pending[kind], self.batch_tokens))
         batch: list[tuple[_Entry, Unit]] = []
-        taken = 0
+        room = self._take(kind, 0, waiting, batch, self.batch_tokens)
+        # of shorter rows too, while to pad them costs less than another batch
+        for shorter in sorted(filter(kind.is_longer, self._pending), key=lambda kind: -kind.length):
+            pads = kind.length - shorter.length
+            if self._pending[shorter] * pads > self.model.batch_overhead * shorter.length:
+                break
+            room = self._take(shorter, pads, waiting, batch, room)
+        self._clock += sum(unit.cost for _, unit in batch) / len(waiting)
+        return batch
+
+    def _take(self, kind: Kind, pads: int, waiting: list[_Entry], batch: list[tuple[_Entry, Unit]], room: int) -> int:
+        """Move units of a kind into the batch in the order of their jobs; the tokens for which there is room then."""
         for entry in waiting:
-            units = entry.pending.get(kind, deque())
-            own = 0
-            while units and (not batch or taken + own + units[0].cost <= self.batch_tokens):
+            if kind not in entry.pending:
+                continue
+            units, own = entry.pending[kind], 0
+            while units and (not batch or units[0].cost + pads <= room):
+                room -= units[0].cost + pads
                 own += units[0].cost
                 batch.append((entry, units.popleft()))
-            if own and not units:
+            if not units:
                 del entry.pending[kind]
+            if own:
+                self._took(kind, own)
             entry.tag, entry.served, entry.remaining = entry.tag + own, entry.served + own, entry.remaining - own
-            taken += own
-            if taken + kind.length > self.batch_tokens:
-                break
-        self._took(kind, taken)
-        self._clock += taken / len(waiting)
-        return batch
+        return room
 
     def _order(self, entry: _Entry) -> tuple[float, int]:
         """When its next batch would end on the common clock; of equals the one served least goes first."""

@@ -152,7 +152,7 @@ class LikelihoodJob(Job):
         """A window each."""
         for window in scored_windows(tokens, self.model.context, self.strand):
             length = self.model.padded_length(len(window.tokens))
-            yield Likelihoods(length), window, length
+            yield Likelihoods(length=length), window, length
 
     def item(self, tokens: NDArray[np.uint8], pieces: Sequence[ScoredWindow], results: Sequence[Result]) -> Item:
         """Of both strands the mean."""
@@ -182,7 +182,7 @@ class SubstitutionsJob(Job):
         except SequenceTooLong as error:
             raise ItemError("too_long", str(error)) from error
         for unit in units:
-            yield Substitutions(self.model.padded_length(len(tokens))), unit, unit.tokens
+            yield Substitutions(length=self.model.padded_length(len(tokens))), unit, unit.tokens
 
     def item(self, tokens: NDArray[np.uint8], pieces: Sequence[SubstitutionUnit], results: Sequence[Result]) -> Item:
         """A row a base."""
@@ -211,7 +211,11 @@ class EmbedJob(Job):
         layer = self.model.network.block_of(self.layer)
         for window in _windows(len(tokens), self.model.context):
             length = self.model.padded_length(window.end - window.start)
-            yield Embeddings(layer, self.pool, length), Stretch(tokens[window.start : window.end], window), length
+            yield (
+                Embeddings(layer=layer, pool=self.pool, length=length),
+                Stretch(tokens[window.start : window.end], window),
+                length,
+            )
 
     def item(self, tokens: NDArray[np.uint8], pieces: Sequence[Stretch], results: Sequence[Result]) -> Item:
         """The windows' own bases pooled together."""
@@ -276,7 +280,7 @@ class PredictJob(Job):
         number = self.model.adapter_number(self.adapter_name)
         for window in _windows(len(tokens), longest):
             own = tokens[window.start : window.end]
-            kind = Predictions(self.model.padded_length(len(own)))
+            kind = Predictions(length=self.model.padded_length(len(own)))
             yield kind, Stretch(own, window, number), kind.length
             if adapter.reverse_complement:
                 yield kind, Stretch(reverse_complement_tokens(own), window, number, reverse=True), kind.length

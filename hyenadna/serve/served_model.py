@@ -130,6 +130,12 @@ class ServedModel:
         served = {adapter: _adapter(folder, network) for adapter, folder in folders.items()}
         return cls(network, name=name, adapters=served, dtype=dtype)
 
+    @property
+    def batch_overhead(self) -> int:
+        """Tokens, about, that could be read in the time that a batch takes besides its tokens."""
+        # measured on a CPU: 2 ms a batch and 15 us a token
+        return 128 if self.network.device.type == "cpu" else 1 << 14
+
     def padded_length(self, length: int) -> int:
         """Tokens to which a sequence of `length`, at most `context`, is padded; see `padded_lengths`."""
         return self._lengths[bisect.bisect_left(self._lengths, length)]

@@ -5,8 +5,9 @@ neighbours, which stand in other rows, nor on the pads, which stand behind it.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +25,21 @@ Pool = Literal["mean", "max", "last"]
 Result = NDArray[np.float64]
 
 
-class Kind(Protocol):
-    """What is computed of units, and the length to which they are padded; units of equal kind share batches."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind(ABC):
+    """What is computed of units, and how long their rows are; units of equal kind share batches."""
 
-    @property
-    def length(self) -> int:
-        """Tokens of a row, pads included."""
-        ...
+    length: int
+    """Tokens to which a row is padded."""
 
+    @abstractmethod
     def compute(self, model: ServedModel, pieces: Sequence[Any]) -> list[Result]:
         """The result of each piece, in their order; one that is not made of numbers is a NotFiniteError."""
-        ...
+
+    def is_longer(self, other: "Kind") -> bool:
+        """Whether units of the other may be computed with its own, padded to more than they need."""
+        same = type(other) is type(self) and dataclasses.replace(other, length=self.length) == self
+        return same and self.length > other.length
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -65,35 +70,30 @@ class Stretch(NamedTuple):
     """Whether it is the window's other strand."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Likelihoods:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihoods(Kind):
     """What windows score: nats of their own bases, NaN where one is not scored."""
-
-    length: int
 
     def compute(self, model: ServedModel, pieces: Sequence[ScoredWindow]) -> list[Result]:
         """As `hyenadna.inference.likelihood` does."""
         return window_nats(model.network, pieces, to=self.length, dtype=model.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Substitutions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Substitutions(Kind):
     """Log-likelihood ratios of some changes of a sequence, (n,); a unit is a batch in itself, and small ones queue."""
-
-    length: int
 
     def compute(self, model: ServedModel, pieces: Sequence[SubstitutionUnit]) -> list[Result]:
         """As `hyenadna.inference.variants` does, one after the other."""
         return [unit_ratios(model.network, piece, dtype=model.dtype) for piece in pieces]
 
 
-@dataclasses.dataclass(frozen=True)
-class Embeddings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embeddings(Kind):
     """A layer's hidden states, pooled over the bases that no earlier window holds, (D,)."""
 
     layer: int
     pool: Pool
-    length: int
 
     def compute(self, model: ServedModel, pieces: Sequence[Stretch]) -> list[Result]:
         """As `hyenadna.inference.embed` does for a batch of windows."""
@@ -109,11 +109,9 @@ class Embeddings:
         return _finite(pooled.values(), "embedding")
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predictions(Kind):
     """Probabilities, or the number of a regression, by each piece's own adapter: (K,), for nucleotides (bases, K)."""
-
-    length: int
 
     def compute(self, model: ServedModel, pieces: Sequence[Stretch]) -> list[Result]:
         """As `hyenadna.finetune.predict` does for a batch of windows."""
