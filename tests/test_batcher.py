@@ -12,7 +12,7 @@ import pytest
 from serving import computed, served
 from test_jobs import assert_same
 
-from hyenadna.errors import NotFiniteError
+from hyenadna.errors import HyenaError, NotFiniteError
 from hyenadna.serve.batcher import Batcher, DeadlineExceeded, Draining, JobTooLarge, QueueFull
 from hyenadna.serve.jobs import EmbedJob, LikelihoodJob, PredictJob, SubstitutionsJob
 from hyenadna.serve.units import Unit
@@ -106,7 +106,7 @@ def submitted(batcher, job, deadline=LONG):
 
 async def queued(batcher, jobs):
     """Until so many jobs are in the queue, cut into units."""
-    while sum(entry.work is not None for entry in batcher._entries) < jobs:
+    while sum(entry.since > 0 for entry in batcher._entries) < jobs:
         await asyncio.sleep(0)
 
 
@@ -312,6 +312,22 @@ async def test_a_job_that_cannot_be_cut_fails_alone():
 
 
 @in_a_loop
+async def test_nobody_waits_for_a_batcher_that_failed():
+    machine = Machine()
+    batcher = Batcher(None, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
+    await batcher.start()
+    assert batcher.is_running
+    task = submitted(batcher, Task(machine, "one", 30))
+    await machine.started()
+    batcher._next_batch = None
+    machine.finish()
+    with pytest.raises(HyenaError, match="the server's model stopped"):
+        await task
+    assert not batcher.is_running
+    batcher._worker.shutdown()
+
+
+@in_a_loop
 async def test_draining_finishes_what_was_accepted_and_takes_no_more():
     machine = Machine()
     batcher = Batcher(None, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
@@ -328,6 +344,7 @@ async def test_draining_finishes_what_was_accepted_and_takes_no_more():
     machine.finish()
     await drained
     assert [await task for task in tasks] == [job.expected for job in jobs]
+    assert not batcher.is_running
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("model")]
 
 

@@ -16,8 +16,8 @@ from hyenadna.inference.variants import substitutions
 from hyenadna.serve.jobs import EmbedJob, LikelihoodJob, PredictJob, SubstitutionsJob
 from hyenadna.serve.units import Embeddings
 
-SEQUENCES = ragged_sequences(number=9, longest=180)
-SHORT = [(name, sequence[:20]) for name, sequence in SEQUENCES]
+SEQUENCES = ragged_sequences(number=7, longest=150)
+SHORT = [(name, sequence[:12]) for name, sequence in SEQUENCES]
 close = pytest.approx
 
 
@@ -135,11 +135,15 @@ def test_a_bad_sequence_spoils_its_own_item_alone(model):
 
 def test_a_sequence_may_be_too_long_for_a_task(model):
     long = [("long", "ACGT" * 20), ("short", "ACGT" * 5)]
-    [items] = computed(SubstitutionsJob(model=model, sequences=long))
+    job = SubstitutionsJob(model=model, sequences=long)
+    [items] = computed(job)
+    assert job.tokens == job.cost(20) + 32  # so that it takes no room from others
     assert items[0]["error"]["code"] == "too_long"
     assert "80 bases" in items[0]["error"]["message"]
     assert len(items[1]["log_likelihood_ratio"]) == 20
-    [items] = computed(PredictJob(model=model, sequences=long, adapter="sites"))
+    job = PredictJob(model=model, sequences=long, adapter="sites")
+    [items] = computed(job)
+    assert job.tokens == 32 + 32
     assert items[0]["error"]["code"] == "too_long"
     assert items[1]["prediction"] in ("no", "yes")
 

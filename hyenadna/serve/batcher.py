@@ -72,11 +72,11 @@ class _Entry:
 
     def __init__(self, reserved: int, tag: float) -> None:
         self.reserved, self.tag, self.served = reserved, tag, 0
-        self.work: Work | None = None
         self.pending: dict[Kind, deque[Unit]] = {}
         self.remaining = 0  # tokens of all pending
         self.left = 0  # units without a result
-        self.since = 0.0
+        self.results: list[tuple[Unit, Result | Exception]] = []
+        self.since = 0.0  # when it was cut into units
         self.done = asyncio.Event()
 
 
@@ -131,9 +131,11 @@ class Batcher:
         try:
             async with asyncio.timeout(deadline):
                 work = await _beside_the_loop(entry.reserved > self.batch_tokens, job.cut, self.batch_tokens)
-                large = self._enqueue(entry, work) > self.batch_tokens
+                large = self._enqueue(entry, work.units) > self.batch_tokens
                 await entry.done.wait()
-                return await _beside_the_loop(large, work.answer)
+                if entry.left:
+                    raise HyenaError("the server's model stopped; it must be started again")
+                return await _beside_the_loop(large, _answer, work, entry.results)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"not done within {deadline:g} s; send fewer or shorter sequences, allow more time, or come again "
@@ -188,11 +190,10 @@ class Batcher:
         self._entries[entry] = None
         return entry
 
-    def _enqueue(self, entry: _Entry, work: Work) -> int:
+    def _enqueue(self, entry: _Entry, units: list[Unit]) -> int:
         """How many tokens there are to compute."""
-        entry.work, entry.left = work, len(work.units)
-        entry.since = asyncio.get_running_loop().time()
-        for unit in work.units:
+        entry.left, entry.since = len(units), asyncio.get_running_loop().time()
+        for unit in units:
             entry.pending.setdefault(unit.kind, deque()).append(unit)
             self._pending[unit.kind] += unit.cost
             entry.remaining += unit.cost
@@ -210,7 +211,7 @@ class Batcher:
         for kind, units in entry.pending.items():
             self._took(kind, sum(unit.cost for unit in units))
         self._queued -= entry.reserved + entry.remaining
-        entry.pending, entry.work = {}, None
+        entry.pending, entry.results = {}, []
         self._wake.set()
 
     def _took(self, kind: Kind, tokens: int) -> None:
@@ -219,8 +220,12 @@ class Batcher:
             del self._pending[kind]
 
     async def _run(self) -> None:
-        while await self._ready():
-            await self._compute(self._next_batch())
+        try:
+            while await self._ready():
+                await self._compute(self._next_batch())
+        finally:  # nobody waits for what never comes, if this fails
+            for entry in self._entries:
+                entry.done.set()
 
     async def _ready(self) -> bool:
         """Once there is a batch to compute; False when there will be none any more."""
@@ -276,11 +281,10 @@ class Batcher:
         seconds = loop.time() - start
         for (entry, unit), result in zip(batch, results, strict=True):
             self._failures += isinstance(result, Exception)
-            if entry.work is not None:
-                entry.work.put(unit, result)
-                entry.left -= 1
-                if not entry.left:
-                    entry.done.set()
+            entry.results.append((unit, result))
+            entry.left -= 1
+            if not entry.left:
+                entry.done.set()
         self._running, self._queued, self._batches = 0, self._queued - tokens, self._batches + 1
         self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
         self._recent_tokens = _REMEMBERED * self._recent_tokens + tokens
@@ -292,14 +296,20 @@ async def _beside_the_loop(large: bool, function: Callable[P, R], *args: P.args,
     return await asyncio.to_thread(function, *args, **options) if large else function(*args, **options)
 
 
+def _answer(work: Work, results: list[tuple[Unit, Result | Exception]]) -> list[dict[str, Any]]:
+    for unit, result in results:
+        work.put(unit, result)
+    return work.answer()
+
+
 def _results(model: ServedModel, units: list[Unit]) -> list[Result | Exception]:
     """The result of each unit, or why there is none; if they fail together, each is tried by itself."""
     try:
         found = units[0].kind.compute(model, [unit.piece for unit in units])
         return [result for _, result in zip(units, found, strict=True)]
     except Exception as error:  # whatever goes wrong with a batch, others must go on
-        if len(units) > 1:
-            return [_results(model, [unit])[0] for unit in units]
-        if not isinstance(error, HyenaError):
-            logging.getLogger(__name__).error("the model failed on a batch", exc_info=error)
-        return [error]
+        if len(units) == 1:
+            if not isinstance(error, HyenaError):
+                logging.getLogger(__name__).error("the model failed on a unit of work", exc_info=error)
+            return [error.with_traceback(None)]  # which would keep what the model held
+    return [_results(model, [unit])[0] for unit in units]

@@ -171,6 +171,8 @@ class SubstitutionsJob(Job):
 
     def cost(self, length: int) -> int:
         """About two tokens for every pair of bases: three changes and their reference, from the change on."""
+        if not 0 < length <= self.model.context:
+            return SHORTEST  # its item will say what is wrong with it
         return (2 if self.strand == "both" else 1) * 2 * length * max(SHORTEST, length)
 
     def pieces(self, tokens: NDArray[np.uint8], batch_tokens: int) -> Pieces:
@@ -250,8 +252,14 @@ class PredictJob(Job):
     def _served(self) -> ServedAdapter:
         return self.model.adapters[self.adapter_name]
 
+    def _too_long(self, length: int) -> bool:
+        adapted = self._served.model
+        return adapted.adaptation.pool == "positions" and length > adapted.longest
+
     def cost(self, length: int) -> int:
         """One row a window, and on both strands where the adapter reads both."""
+        if self._too_long(length):
+            return SHORTEST  # its item will say so
         strands = 2 if self._served.reverse_complement else 1
         return strands * _cost(self.model, length, self._served.model.longest)
 
@@ -259,7 +267,7 @@ class PredictJob(Job):
         """A window and strand each."""
         adapter = self._served
         longest = adapter.model.longest
-        if len(tokens) > longest and adapter.model.adaptation.pool == "positions":
+        if self._too_long(len(tokens)):
             raise ItemError(
                 "too_long",
                 f"the sequence has {len(tokens):,} bases; this adapter has weights for {longest:,} positions: cut "
