@@ -1,5 +1,6 @@
 """A stand-in for the server: the page's files under the server's policy, and canned answers."""
 
+import base64
 import contextlib
 import json
 import math
@@ -41,6 +42,8 @@ class PageServer(ThreadingHTTPServer):
         POSTs that came.
     token : str
         Asked for by the API, if there is one.
+    locks_page : bool
+        Whether the page's files ask for it, too, as a browser's password.
     refusal : (status, headers, body), optional
         The answer to every POST.
     hold : threading.Event
@@ -62,7 +65,7 @@ class PageServer(ThreadingHTTPServer):
 
     def reset(self) -> None:
         self.requests.clear()
-        self.token = ""
+        self.token, self.locks_page = "", False
         self.refusal: tuple[int, dict[str, str], bytes] | None = None
         self.hold.set()
 
@@ -110,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self._lets_in():
                 self._answer(200, {}, json.dumps(MODELS).encode())
             return
+        if self.server.locks_page and not self._lets_in("Basic realm=hyena"):
+            return
         file = PAGE / ("index.html" if self.path == "/" else self.path.removeprefix("/page/"))
         if file.parent != PAGE or not file.is_file():
             return self._answer(404, {}, b"{}")
@@ -127,12 +132,13 @@ class _Handler(BaseHTTPRequestHandler):
         items = [item(task, number, given) for number, given in enumerate(body["sequences"], 1)]
         self._answer(200, {}, json.dumps({"model": "starter", "items": items}).encode())
 
-    def _lets_in(self) -> bool:
+    def _lets_in(self, challenge: str = "Bearer") -> bool:
         token = self.server.token
-        if token and self.headers.get("Authorization") != f"Bearer {token}":
+        password = base64.b64encode(f"x:{token}".encode()).decode()
+        if token and self.headers.get("Authorization") not in (f"Bearer {token}", f"Basic {password}"):
             message = "send the server's token as Authorization: Bearer TOKEN"
             refusal = {"error": {"code": "unauthorized", "message": message}}
-            self._answer(401, {"www-authenticate": "Bearer"}, json.dumps(refusal).encode())
+            self._answer(401, {"www-authenticate": challenge}, json.dumps(refusal).encode())
             return False
         return True
 

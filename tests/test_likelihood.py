@@ -16,14 +16,14 @@ from hyenadna.inference.evaluate import evaluate
 from hyenadna.inference.likelihood import context_of, likelihood_of, likelihoods, scored_windows, window_nats
 from hyenadna.inference.markov import MarkovModels, count_both_strands
 
-CONTEXT = 24
-LENGTHS = (1, 2, 13, 24, 25, 36, 37, 55)
+CONTEXT = 12
+LENGTHS = (1, 2, 7, 12, 13, 18, 19, 28)
 """Bases: about one, two and more windows."""
 
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model(filter_length=CONTEXT + 2).double()
+    return small_model(layers="HH", filter_length=CONTEXT + 2).double()
 
 
 def random_dna(length: int, seed: int = 0, letters: str = "ACGTacgtNR") -> str:
@@ -48,7 +48,7 @@ def naive(model, sequence: str, context: int = CONTEXT) -> np.ndarray:
 
 @pytest.mark.parametrize("n_token", ["n", "pad"])
 def test_forward_strand_equals_a_loop_over_positions(n_token) -> None:
-    model = small_model(filter_length=CONTEXT + 2, n_token=n_token).double()
+    model = small_model(layers="HH", filter_length=CONTEXT + 2, n_token=n_token).double()
     sequences = [random_dna(length, length) for length in LENGTHS]
     for sequence, found in zip(sequences, likelihoods(model, sequences), strict=True):
         expected = naive(model, sequence)
@@ -62,7 +62,7 @@ def test_forward_strand_equals_a_loop_over_positions(n_token) -> None:
 
 
 def test_the_other_strand_and_the_mean_of_both(model) -> None:
-    sequence = "NN" + random_dna(40, 3)
+    sequence = "NN" + random_dna(22, 3)
     plus, minus = naive(model, sequence), naive(model, reverse_complement(sequence))[::-1]
     reverse, both = (likelihoods(model, [sequence], strand=strand)[0] for strand in ("reverse", "both"))
     np.testing.assert_allclose(reverse.per_base, minus, rtol=0, atol=1e-9)
@@ -82,7 +82,7 @@ def test_bits_per_base_are_those_of_evaluate(model) -> None:
         def contig(self, _name):
             return self.letters
 
-    interval, context = Interval("c", 0, 167), 20
+    interval, context = Interval("c", 0, 167), 10
     baselines = MarkovModels(count_both_strands([Genome.letters], 1), prior_weight=1.0)
     result = evaluate(model, Genome(), [interval], baselines, length=context)
     windows = scored_windows(encode(Genome.letters), context, "both")
@@ -95,16 +95,16 @@ def test_bits_per_base_are_those_of_evaluate(model) -> None:
 
 
 def test_what_follows_changes_nothing(model) -> None:
-    sequence = random_dna(24, 5, "ACGT")
-    before = likelihoods(model, [sequence[:10], sequence[:10] + "A" * 14, sequence])
+    sequence = random_dna(12, 5, "ACGT")
+    before = likelihoods(model, [sequence[:5], sequence[:5] + "A" * 7, sequence])
     for found in before[1:]:
-        np.testing.assert_allclose(found.per_base[:10], before[0].per_base, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found.per_base[:5], before[0].per_base, rtol=0, atol=1e-12)
 
 
 def test_any_batch_gives_the_same(model) -> None:
     sequences = [random_dna(length, length + 1) for length in LENGTHS]
     alone = [likelihoods(model, [sequence], strand="both")[0].per_base for sequence in sequences]
-    for batch_tokens in (1, 60, 1 << 20):
+    for batch_tokens in (1, 30, 1 << 20):
         for found, expected in zip(
             likelihoods(model, sequences, strand="both", batch_tokens=batch_tokens), alone, strict=True
         ):
@@ -119,8 +119,8 @@ def test_batches_keep_to_their_tokens(model, monkeypatch) -> None:
         return window_nats(model, windows, **options)
 
     monkeypatch.setattr(likelihood, "window_nats", watched)
-    likelihoods(model, [random_dna(length, length) for length in LENGTHS], batch_tokens=60)
-    assert max(rows * longest for rows, longest in shapes) <= 60
+    likelihoods(model, [random_dna(length, length) for length in LENGTHS], batch_tokens=30)
+    assert max(rows * longest for rows, longest in shapes) <= 30
     assert max(rows for rows, _ in shapes) > 1
 
 
@@ -139,9 +139,11 @@ def test_every_base_is_in_one_window_s_scored_part(context, length) -> None:
 def test_float32_is_close(model) -> None:
     sequence = random_dna(60, 7)
     exact = likelihoods(model, [sequence])[0].per_base
-    single = likelihoods(small_model(filter_length=CONTEXT + 2), [sequence])[0].per_base
+    single = likelihoods(small_model(layers="HH", filter_length=CONTEXT + 2), [sequence])[0].per_base
     np.testing.assert_allclose(single, exact, rtol=0, atol=1e-4)
-    half = likelihoods(small_model(filter_length=CONTEXT + 2), [sequence], dtype=torch.bfloat16)[0].per_base
+    half = likelihoods(small_model(layers="HH", filter_length=CONTEXT + 2), [sequence], dtype=torch.bfloat16)[
+        0
+    ].per_base
     np.testing.assert_allclose(half, exact, rtol=0, atol=0.2)
 
 

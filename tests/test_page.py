@@ -166,6 +166,15 @@ def test_a_token_is_asked_for_and_kept_in_memory_alone(tab, server) -> None:
     assert '"Authorization: Bearer $HYENA_TOKEN"' in command and server.token not in command
 
 
+def test_a_password_that_the_browser_asked_for_is_enough(tab, server) -> None:
+    server.token, server.locks_page = "0123456789abcdef", True
+    tab.open(server.url.replace("//", f"//x:{server.token}@") + "#" + urlencode({"sequence": "ACGT", "run": 1}))
+    tab.until("document.documentElement?.dataset.ready === 'yes' && !results.hidden")
+    assert tab.evaluate("document.getElementById('token-box').hidden")
+    command = tab.evaluate("curl.textContent")
+    assert '"Authorization: Bearer $HYENA_TOKEN"' in command and server.token not in command
+
+
 def test_cancel_ends_the_request(tab, server) -> None:
     opened(tab, server)
     server.hold.clear()

@@ -211,3 +211,30 @@ def test_a_second_signal_ends_at_once():
             until(lambda: "a second signal ends at once" in server.told())
             assert CLIENT.get(f"{server.url}/ready").status_code == 503
             assert server.end(signal.SIGINT, 5) == 130
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_memory_is_flat():
+    """10,000 requests of all kinds and lengths, a few of them wrong, from four clients."""
+    bodies = [
+        ("likelihood", {"sequences": [{"sequence": DNA * times}], "per_base": times % 2 == 0}) for times in range(1, 7)
+    ]
+    bodies += [
+        ("embed", {"sequences": [{"sequence": DNA}] * 3}),
+        ("substitutions", {"sequences": [{"sequence": DNA[:9]}]}),
+    ]
+    bodies += [("likelihood", {"sequences": [{"sequence": "?"}]}), ("embed", {"sequences": [{}]}), ("none", {})]
+    with serving() as server:
+
+        def ask(number: int) -> int:
+            task, body = bodies[number % len(bodies)]
+            return client.post(f"{server.url}/v1/{task}", json=body).status_code
+
+        with httpx.Client(timeout=60) as client, ThreadPoolExecutor(4) as pool:
+            statuses = set(pool.map(ask, range(2000)))
+            before = server.resident_bytes()
+            statuses |= set(pool.map(ask, range(8000)))
+        assert statuses == {200, 404, 422}
+        assert server.resident_bytes() < before + 20e6
+        assert server.end() == 143

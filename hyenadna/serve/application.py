@@ -1,6 +1,5 @@
 """The HTTP application: its routes, what they take and answer, and the layers around them."""
 
-import copy
 import json
 from collections.abc import Callable, Coroutine
 from importlib import resources
@@ -9,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -17,10 +15,11 @@ from starlette.exceptions import HTTPException
 from hyenadna import __version__
 from hyenadna.errors import UsageError
 from hyenadna.serve import schemas
+from hyenadna.serve.description import openapi
 from hyenadna.serve.exchange import CODES, Asgi, Refusal
 from hyenadna.serve.jobs import EmbedJob, Job, LikelihoodJob, PredictJob, SubstitutionsJob
 from hyenadna.serve.observed import Observed
-from hyenadna.serve.security import OPEN, Body, Door
+from hyenadna.serve.security import Body, Door
 from hyenadna.serve.service import Service
 
 _KINDS = {
@@ -60,7 +59,7 @@ def application(service: Service, token: bytes | None) -> Asgi:
     computing = _routes_of_tasks(app, service)
     _routes_of_state(app, service)
     _routes_of_page(app)
-    app.openapi = lambda: _openapi(app, service, is_locked=token is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app, service, is_locked=token is not None)  # type: ignore[method-assign]
     routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute)) | {"/openapi.json"}
     config = service.config
     body = Body(app, paths=computing, max_body=config.max_body, max_sequences=config.max_sequences)
@@ -81,10 +80,9 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         """What a fine-tuned model predicts of sequences."""
         names = list(service.model.adapters)
-        if not names:
-            raise Refusal(404, "this server has no adapter; hyena serve MODEL --adapter NAME=PATH adds one")
-        if body.adapter is not None and body.adapter not in names:
-            raise Refusal(404, f"there is no such adapter; there is {', '.join(names)}")
+        if not names or body.adapter not in (None, *names):
+            there = f"there is {', '.join(names)}" if names else "hyena serve MODEL --adapter NAME=PATH adds one"
+            raise Refusal(404, f"this server has no such adapter; {there}")
         return await answer(request, body, PredictJob, adapter=body.adapter)
 
     async def substitutions(body: schemas.SubstitutionsRequest, request: Request) -> Response:
@@ -92,8 +90,7 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
         return await answer(request, body, SubstitutionsJob, strand=body.strand)
 
     async def answer(request: Request, body: schemas.Request, kind: Callable[..., Job], **options: Any) -> Response:
-        named = enumerate(body.sequences, start=1)
-        sequences = [(str(number) if one.id is None else one.id, one.sequence) for number, one in named]
+        sequences = body.named_sequences()
         service.check_sequences(sequences)
         try:
             job = kind(model=service.model, sequences=sequences, **options)
@@ -161,47 +158,6 @@ def _file(content: bytes, kind: str) -> Callable[[], Coroutine[Any, Any, Respons
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.Error, "description": CODES[status].replace("_", " ")} for status in statuses}
-
-
-def _openapi(app: FastAPI, service: Service, *, is_locked: bool) -> dict[str, Any]:
-    """The description of this very server: its limits, its layers, its adapters."""
-    if app.openapi_schema is None:
-        # the examples in it are those of the classes, and are changed below
-        described = copy.deepcopy(
-            get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        )
-        parts, model = described["components"], service.model
-        parts["schemas"]["EmbedRequest"]["properties"]["layer"] |= {
-            "minimum": -model.network.config.n_layer - 1,
-            "maximum": model.network.config.n_layer,
-        }
-        for name in ("LikelihoodRequest", "EmbedRequest", "PredictRequest", "SubstitutionsRequest"):
-            parts["schemas"][name]["properties"]["sequences"]["maxItems"] = service.config.max_sequences
-        if model.adapters:
-            predict = parts["schemas"]["PredictRequest"]
-            predict["properties"]["adapter"]["anyOf"][0]["enum"] = list(model.adapters)
-            if len(model.adapters) > 1:
-                _require(predict, "adapter")
-        else:
-            # what would only be refused is not offered
-            del described["paths"]["/v1/predict"]
-        if is_locked:
-            schemes = {"token": {"type": "http", "scheme": "bearer"}, "browser": {"type": "http", "scheme": "basic"}}
-            parts["securitySchemes"] = schemes
-            described["security"] = [{name: []} for name in schemes]
-            described["paths"][OPEN]["get"]["security"] = []
-        app.openapi_schema = described
-    return app.openapi_schema
-
-
-def _require(schema: dict[str, Any], name: str) -> None:
-    """Of a property that may be left out, make one that may not."""
-    schema["required"].append(name)
-    kind = schema["properties"][name]
-    kind |= kind.pop("anyOf")[0]
-    kind.pop("default", None)
-    for example in schema["examples"]:
-        example[name] = kind["enum"][0]
 
 
 class _StrictRequest(Request):

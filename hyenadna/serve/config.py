@@ -36,7 +36,7 @@ class ServeConfig:
     """Milliseconds that an idle server waits for requests to share a batch with the first."""
     queue_tokens: int = 1 << 23
     """Tokens that may wait; requests above it are told to come back (429)."""
-    deadline: float = 60.0
+    deadline: float = 120.0
     """Seconds that a request may take (504); a request may ask for less by timeout_s."""
     max_body: int = 1 << 23
     """Bytes of a request's body (413)."""

@@ -50,6 +50,11 @@ class Request(BaseModel):
         description="Seconds after which the answer is not wanted any more. Default, and most: the server's deadline.",
     )
 
+    def named_sequences(self) -> list[tuple[str, str]]:
+        """Pairs of id and sequence."""
+        numbered = enumerate(self.sequences, start=1)
+        return [(str(number) if one.id is None else one.id, one.sequence) for number, one in numbered]
+
 
 class LikelihoodRequest(Request):
     """How likely sequences are to the model."""

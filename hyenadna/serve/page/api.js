@@ -44,11 +44,16 @@ async function call(path, options) {
 
 async function answered(path, options) {
   try {
-    return await fetch(path, { cache: "no-store", ...options });
+    return await fetch(address(path), { cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The server does not answer. Is it still running, and is the network up?");
   }
+}
+
+// from the origin, as a page whose own address holds a name and a password may fetch nothing beside itself
+function address(path) {
+  return new URL(path, location.origin + location.pathname).href;
 }
 
 const MEANING = {
@@ -72,11 +77,10 @@ function sentence(text) {
 
 /** The curl command that sends this body, for a POSIX shell. */
 export function curl(task, body) {
-  const url = new URL(`v1/${task}`, location.href.split("#")[0]).href;
   const json = JSON.stringify(body);
   const lines = ["curl -sS", "-H 'Content-Type: application/json'"];
   if (locked || token) lines.push('-H "Authorization: Bearer $HYENA_TOKEN"');
-  lines.push(quoted(url));
+  lines.push(quoted(address(`v1/${task}`)));
   // one argument may have 128 KiB on Linux
   if (json.length < 100_000) return [...lines, `-d ${quoted(json)}`].join(" \\\n  ");
   return [...lines, "--data-binary @- <<'END'"].join(" \\\n  ") + `\n${json}\nEND`;

@@ -39,7 +39,7 @@ async function meet() {
 function offer(model) {
   const tasks = [
     ["likelihood", "Likelihood", "of every base, along the sequence"],
-    ["substitutions", "All substitutions", `what each single-base change does, up to ${count(model.context, "base")}`],
+    ["substitutions", "Substitutions", `what every single-base change does, up to ${count(model.context, "base")}`],
     ...Object.entries(model.adapters).map(([name, adapter]) =>
       [`predict:${name}`, `Predict: ${name}`, adapter.labels?.length ? adapter.labels.slice(0, 6).join(", ") : adapter.task]),
     ["embed", "Embedding", `${count(model.width, "number")} for each sequence`],
@@ -217,7 +217,7 @@ function link() {
   for (const name of ["strand", "layer", "pool"]) if (body[name] !== undefined) settings.set(name, body[name]);
   settings.set("sequence", fasta);
   settings.set("run", "1");
-  return `${location.href.split("#")[0]}#${settings}`;
+  return `${location.origin}${location.pathname}#${settings}`;
 }
 
 function save(text, kind, ending) {

@@ -13,20 +13,21 @@ export function shown(task, item, sequence, name) {
 }
 
 function likelihood(item, sequence, name) {
+  const nats = item.per_base;
   const holder = element("div", { className: "plot" });
   const unit = element("select", {}, element("option", { value: "nats", textContent: "nats" }),
     element("option", { value: "bits", textContent: "bits" }));
-  unit.onchange = () => holder.replaceChildren(likelihoodTrack(sequence, item.per_base, unit.value).root);
+  unit.onchange = () => holder.replaceChildren(likelihoodTrack(sequence, nats, unit.value).root);
   unit.onchange();
-  const scored = item.per_base.map((nats, p) => ({ p, nats })).filter(({ nats }) => nats !== null);
-  scored.sort((a, b) => a.nats - b.nats);
+  // numbers alone, as there may be a million
+  const places = Uint32Array.from(nats.keys()).filter((p) => nats[p] !== null).sort((a, b) => nats[a] - nats[b]);
   const bits = item.bits_per_base === null ? "no base was scored" : `${item.bits_per_base.toFixed(4)} bits per base`;
   const words = `${name}: ${bits}; ln p of ${count(item.scored, "base")} is ${item.nats.toFixed(2).replace("-", "−")} nats. ` +
     "By chance it would be 2 bits per base; fewer means that the model finds the sequence likelier.";
   return element("div", {}, element("p", { textContent: words }),
     element("label", { className: "row" }, "Unit ", unit), holder,
     table("The least likely bases", ["Position", "Base", "ln p (nats)"],
-      scored.slice(0, LISTED).map(({ p, nats }) => [(p + 1).toLocaleString("en"), sequence[p], signed(nats)])));
+      Array.from(places.slice(0, LISTED), (p) => [(p + 1).toLocaleString("en"), sequence[p], signed(nats[p])])));
 }
 
 function substitutions(item, sequence, name) {
