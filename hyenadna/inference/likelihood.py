@@ -155,7 +155,7 @@ def scored_windows(tokens: NDArray[np.uint8], context: int, strand: Strand = "fo
 
 
 def window_nats(
-    model: HyenaDNA, windows: Sequence[ScoredWindow], *, dtype: torch.dtype = torch.float32
+    model: HyenaDNA, windows: Sequence[ScoredWindow], *, to: int = 0, dtype: torch.dtype = torch.float32
 ) -> list[NDArray[np.float64]]:
     """What each window scores, read together as one batch.
 
@@ -165,6 +165,8 @@ def window_nats(
         On the device to use, in eval mode.
     windows : sequence of ScoredWindow
         At least one, of any sequences; alike lengths waste least.
+    to : int
+        Tokens to which they are padded at least.
     dtype : torch.dtype
         What the model computes in.
 
@@ -177,7 +179,7 @@ def window_nats(
     ------
     NotFiniteError          the model gives something that is not a number
     """
-    tokens, _ = padded([window.tokens for window in windows])
+    tokens, _ = padded([window.tokens for window in windows], to)
     found = []
     for window, row in zip(windows, next_base_nats(model, tokens, dtype=dtype), strict=True):
         scored = is_base(window.tokens)
