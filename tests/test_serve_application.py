@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from asking import DNA, JSON, TOKEN, Application, leaving, raw, served, silence
 
+from hyenadna.errors import HyenaError
 from hyenadna.serve import observed, service
 from hyenadna.serve.batcher import DeadlineExceeded, Draining, QueueFull
 from hyenadna.serve.service import encoded
@@ -236,15 +237,20 @@ class TestTheEnd:
         assert health.status_code == 200 and health.headers["connection"] == "close"
 
     def test_work_that_comes_as_the_batcher_closes(self, app):
-        answering(app, Draining("ending"))
-        app.service.is_draining = False
-
         async def submit(job, *, deadline):
             app.service.is_draining = True
             raise Draining("ending")
 
         app.batcher.submit = submit
         refused(app.likelihood(DNA), 503, "unavailable", "the server is stopping")
+
+    def test_a_model_that_stops_while_work_waits(self, app):
+        async def submit(job, *, deadline):
+            app.batcher.is_running = False
+            raise HyenaError("the server's model stopped")
+
+        app.batcher.submit = submit
+        refused(app.likelihood(DNA), 503, "unavailable", "the model stopped; restart the server")
 
     def test_what_was_taken_on_is_answered_first(self, app):
         async def run():

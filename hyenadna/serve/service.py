@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from hyenadna.serve.batcher import Batcher, DeadlineExceeded, Draining, QueueFull
+from hyenadna.errors import HyenaError
+from hyenadna.serve.batcher import Batcher, DeadlineExceeded, QueueFull
 from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.exchange import LEFT, Exchange, Refusal
 from hyenadna.serve.jobs import Job
@@ -139,7 +140,8 @@ class Service:
             raise Refusal(429, str(error), {"retry-after": wait}) from error
         except DeadlineExceeded as error:
             raise Refusal(504, str(error)) from error
-        except Draining:
+        except HyenaError:
+            # it ended between the check and now
             self.check_ready()
             raise
         finally:
