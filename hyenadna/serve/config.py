@@ -31,7 +31,7 @@ class ServeConfig:
     threads: int | None = None
     """CPU threads. Default: the CPUs this process may use."""
     batch_tokens: int | None = None
-    """Tokens of a batch. Default: 8192, on a GPU 131072; changes no result."""
+    """Tokens of a batch. Default: 4096, on a GPU 131072; changes no result. Fewer let short requests pass sooner."""
     wait_ms: float = 5.0
     """Milliseconds that an idle server waits for requests to share a batch with the first."""
     queue_tokens: int = 1 << 23

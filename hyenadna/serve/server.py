@@ -19,7 +19,7 @@ from hyenadna.serve.security import read_token
 from hyenadna.serve.served_model import ServedModel
 from hyenadna.serve.service import Service
 
-_BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
+_BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 17}
 _LAST_SECONDS = 5
 """For what is not work of ours when the server ends: bodies that are still being sent, answers that nobody reads."""
 
