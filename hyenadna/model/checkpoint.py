@@ -21,12 +21,22 @@ from hyenadna.model.foreign import hugging_face_files, original_files, read_fore
 from hyenadna.model.hub import find_model
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.probe import check_probe, probe
-from hyenadna.model.weights import base_sha256, build, own_float32, parse_config, read_json, read_safetensors
+from hyenadna.model.weights import (
+    base_sha256,
+    build,
+    own_float32,
+    packed_dtypes,
+    parse_config,
+    parse_quantization,
+    read_json,
+    read_safetensors,
+    stored,
+)
 
 FORMAT_VERSION = 1
 Layout = Literal["hyena", "hf", "original"]
 
-_BESIDE_CONFIG = ("format_version", "base_sha256", "training", "extra")
+_BESIDE_CONFIG = ("format_version", "quantization", "parent_sha256", "base_sha256", "training", "extra")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -153,8 +163,10 @@ def read(
         )
     fields = {name: value for name, value in description.items() if name not in _BESIDE_CONFIG}
     config = parse_config(fields, folder / "config.json")
+    quantization, parent = parse_quantization(description, folder / "config.json")
     weights = folder / "model.safetensors"
-    model = build(config, own_float32(read_safetensors(weights), weights), folder)
+    tensors = own_float32(read_safetensors(weights), weights, packed_dtypes(config, quantization))
+    model = build(config, tensors, folder, quantization, parent)
     return Checkpoint(folder, "hyena", description, model, name)
 
 
@@ -169,7 +181,7 @@ def save(
 ) -> None:
     """Write the model folder: complete beside its place, read back and probed, then put there in one step.
 
-    The weights are stored in float32, whatever the model computes in.
+    The weights are stored in float32, whatever the model computes in; those of a quantised model packed as they are.
 
     Parameters
     ----------
@@ -208,11 +220,13 @@ def model_files(
     for name in extra:
         if Path(name).name != name or not name.endswith(".json") or name in MODEL_FILES:
             raise UsageError(f"{name!r} cannot be a further file of a model folder; it takes names such as split.json")
-    tensors = _stored(model)
+    tensors = stored(model, model.state_dict())
     digest = base_sha256(tensors)
     description = {
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(model.config),
+        "quantization": None if model.quantization is None else dataclasses.asdict(model.quantization),
+        "parent_sha256": model.parent_sha256,
         "base_sha256": digest,
         "training": dict(training or {}),
         "extra": sorted(extra),
@@ -220,7 +234,7 @@ def model_files(
     return {
         "config.json": json_bytes(description),
         "model.safetensors": safetensors_bytes(tensors, digest),
-        "probe.json": json_bytes(probe(build(model.config, tensors, Path()))),
+        "probe.json": json_bytes(probe(build(model.config, tensors, Path(), model.quantization))),
         "README.md": (card or _plain_card(model)).encode(),
         **{name: json_bytes(value) for name, value in extra.items()},
     }
@@ -238,10 +252,15 @@ def export(
 
     Raises
     ------
-    UsageError              the folder holds something, or the layout cannot say what this model is
+    UsageError              a quantised model; the folder holds something; the layout cannot say what this model is
     WriteError              no space, or read-only; what was there before is unchanged
     """
-    tensors = _stored(model)
+    if model.quantization is not None:
+        raise UsageError(
+            f"the model is quantised to {model.quantization.bits} bits, which the layout {layout} cannot hold; "
+            f"export its parent, with base_sha256 {model.parent_sha256}"
+        )
+    tensors = stored(model, model.state_dict())
     files = hugging_face_files(model, tensors) if layout == "hf" else original_files(model, tensors)
     text = (card or _plain_card(model)).replace(MARK, "").rstrip()
     files["README.md"] = f"{text}\n\n{MARK}\n".encode()
@@ -252,10 +271,6 @@ def export(
             raise CheckpointError(f"{folder}: the weights did not read back as they were written")
 
     place(Path(folder), files, overwrite=overwrite, verify=verify)
-
-
-def _stored(model: HyenaDNA) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -81,6 +81,32 @@ class HyenaConfig:
         return 16
 
 
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """How the matrices of a model's blocks are stored in a few bits a weight.
+
+    Raises
+    ------
+    UsageError              a value that the field does not allow
+    """
+
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+
+    bits: Literal[1, 2, 3, 4, 8] = 4
+    """Of a weight's code."""
+    group: int = 64
+    """Neighbouring weights that share a scale and a zero point, 16 to 128."""
+    meta_bits: Literal[8, 16] = 8
+    """Of a scale and of a zero point."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("bits", (1, 2, 3, 4, 8)), ("meta_bits", (8, 16))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed are {', '.join(map(str, allowed))}")
+        if not 16 <= self.group <= 128:
+            raise UsageError(f"group is {self.group}; allowed are 16 to 128")
+
+
 def named_size(size: Size, *, max_length: int | None = None) -> HyenaConfig:
     """The configuration of a published size, at its own context or at another.
 

@@ -1,6 +1,6 @@
 """The Hyena operator of order 2: gated long convolutions between two projections."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from hyenadna.kernels.fft_conv import fft_conv, fft_conv_spectrum, transform_of
 from hyenadna.kernels.short_conv import gated_short_conv
 from hyenadna.kernels.working_set import Workspace, channels_at_once
 from hyenadna.model.filter import HyenaFilter
+from hyenadna.model.packed_linear import DenseLinear, Linear
 from hyenadna.model.prefix import LayerState
 from hyenadna.model.spectra import KeptSpectra
 
@@ -23,12 +24,18 @@ class HyenaOperator(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, long_filter: HyenaFilter, *, short_filter_taps: int, spectra: KeptSpectra | None = None
+        self,
+        d_model: int,
+        long_filter: HyenaFilter,
+        *,
+        short_filter_taps: int,
+        spectra: KeptSpectra | None = None,
+        linear: Callable[[int, int], Linear] = DenseLinear,
     ) -> None:
         super().__init__()
         self.d_model = d_model
-        self.in_proj = nn.Linear(d_model, 3 * d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.in_proj = linear(d_model, 3 * d_model)
+        self.out_proj = linear(d_model, d_model)
         self.short_filter = nn.Conv1d(3 * d_model, 3 * d_model, short_filter_taps, groups=3 * d_model)
         self.filter_fn = long_filter
         self.spectra = spectra or KeptSpectra()
@@ -59,7 +66,7 @@ class HyenaOperator(nn.Module):
         Tensor (D, n), LayerState of one row
         """
         n, M = x.shape[1], self.short_filter.kernel_size[0]
-        projected = self._project(x[0]).view(3, self.d_model, 1, n).transpose(1, 2)
+        projected = self.in_proj.columns(x[0]).view(3, self.d_model, 1, n).transpose(1, 2)
         u, gate = gated_short_conv(projected, *self._short_filters())
         y = fft_conv(F.pad(u, (0, L)), self.filter_fn(n + L), self.filter_fn.bias.to(self.filter_fn.dtype))
         tail = F.pad(projected[..., max(0, n - M + 1) :], (max(0, M - 1 - n), 0))
@@ -67,7 +74,7 @@ class HyenaOperator(nn.Module):
         return (y[..., :n] * gate)[0], LayerState(tail, y[..., n:].contiguous())
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int, state: LayerState | None) -> Tensor:
-        projected = self._project(rows).view(3, self.d_model, B, L).transpose(1, 2)
+        projected = self.in_proj.columns(rows).view(3, self.d_model, B, L).transpose(1, 2)
         u, gate = self._gated(projected, slice(None), state)
         y = fft_conv(u, self.filter_fn(L), self.filter_fn.bias.to(self.filter_fn.dtype), None, gate)
         if state is not None:
@@ -137,14 +144,10 @@ class HyenaOperator(nn.Module):
         projected: Tensor | None = None
         first = 0
         for block in blocks:
-            columns = self._project(block)
+            columns = self.in_proj.columns(block)
             if projected is None:
                 projected = workspace.empty(3 * self.d_model, rows, like=columns)
             projected[:, first : first + len(block)] = columns
             first += len(block)
         assert projected is not None  # there is at least one position
         return projected
-
-    def _project(self, rows: Tensor) -> Tensor:
-        # as a product from the left: (3 D, n) as it is used, and not (n, 3 D), which would have to be transposed
-        return torch.addmm(self.in_proj.bias[:, None], self.in_proj.weight, rows.T)

@@ -1,6 +1,7 @@
 """HyenaDNA: a causal language model of nucleotides."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,11 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from hyenadna.errors import InputError, SequenceTooLong, ShapeError, UsageError
 from hyenadna.kernels.mlp import gelu, mlp
 from hyenadna.kernels.working_set import Workspace, rows_at_once
-from hyenadna.model.config import HyenaConfig
+from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
+from hyenadna.model.packed_linear import DenseLinear, Linear, PackedLinear, linear_layers
 from hyenadna.model.prefix import LayerState, Prefix
 from hyenadna.model.spectra import KeptSpectra
+
+QUANTIZED = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
+"""The layers of a block whose weights a quantised model packs; embeddings, norms and filters never are."""
 
 
 class Output(NamedTuple):
@@ -31,22 +36,24 @@ class Output(NamedTuple):
 class Mlp(nn.Module):
     """fc2(GELU(fc1 x)) with the tanh form of GELU; (..., D) -> (..., D)."""
 
-    def __init__(self, d_model: int, d_inner: int) -> None:
+    def __init__(self, d_model: int, d_inner: int, linear: Callable[[int, int], Linear] = DenseLinear) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(d_model, d_inner)
-        self.fc2 = nn.Linear(d_inner, d_model)
+        self.fc1 = linear(d_model, d_inner)
+        self.fc2 = linear(d_inner, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Each position by itself."""
-        if torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return cast(Tensor, self.fc2(gelu(self.fc1(x))))
+        if isinstance(self.fc1, DenseLinear) and isinstance(self.fc2, DenseLinear):
             return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return cast(Tensor, self.fc2(gelu(self.fc1(x))))
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
 
 
 class Block(nn.Module):
     """x + mixer(norm x), then x + mlp(norm x); the stream x stays in float32 whatever the parts compute in."""
 
-    def __init__(self, config: HyenaConfig, spectra: KeptSpectra) -> None:
+    def __init__(self, config: HyenaConfig, spectra: KeptSpectra, linear: Callable[[int, int], Linear]) -> None:
         super().__init__()
         long_filter = HyenaFilter(
             config.d_model,
@@ -57,11 +64,11 @@ class Block(nn.Module):
             shift=config.filter_shift,
         )
         self.mixer = HyenaOperator(
-            config.d_model, long_filter, short_filter_taps=config.short_filter_taps, spectra=spectra
+            config.d_model, long_filter, short_filter_taps=config.short_filter_taps, spectra=spectra, linear=linear
         )
         self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.d_model, config.d_inner)
+        self.mlp = Mlp(config.d_model, config.d_inner, linear)
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, workspace: Workspace | None = None, state: LayerState | None = None) -> Tensor:
@@ -94,12 +101,12 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embedding, blocks and final norm; tokens (B, L) -> hidden states (B, L, D)."""
 
-    def __init__(self, config: HyenaConfig) -> None:
+    def __init__(self, config: HyenaConfig, quantization: Quantization | None = None) -> None:
         super().__init__()
         self.embeddings = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_rows, config.d_model)})
         self.dropout = nn.Dropout(config.embed_dropout)
-        spectra = KeptSpectra()
-        self.layers = nn.ModuleList(Block(config, spectra) for _ in config.layers)
+        spectra, linear = KeptSpectra(), linear_layers(quantization)
+        self.layers = nn.ModuleList(Block(config, spectra, linear) for _ in config.layers)
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.checkpoint_activations = False
 
@@ -143,6 +150,10 @@ class HyenaDNA(nn.Module):
     ----------
     config : HyenaConfig
         The architecture. Weights are drawn from torch's global generator.
+    quantization : Quantization, optional
+        How the matrices of the blocks (`QUANTIZED`) are stored, with all codes 0 until they are loaded. Default: dense.
+    parent_sha256 : str, optional
+        Of the dense model that a quantised one was made from, by which its adapters know it.
 
     Examples
     --------
@@ -152,10 +163,12 @@ class HyenaDNA(nn.Module):
     torch.Size([1, 4, 16])
     """
 
-    def __init__(self, config: HyenaConfig) -> None:
+    def __init__(
+        self, config: HyenaConfig, quantization: Quantization | None = None, parent_sha256: str | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = Backbone(config)
+        self.config, self.quantization, self.parent_sha256 = config, quantization, parent_sha256
+        self.backbone = Backbone(config, quantization)
         if not config.tie_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
         self._initialize()
@@ -264,6 +277,21 @@ class HyenaDNA(nn.Module):
     def output_weight(self) -> Tensor:
         """What turns hidden states into logits, (16, D): the embedding, or a head of its own."""
         return self.embedding.weight if self.config.tie_head else self.lm_head.weight
+
+    @property
+    def projections(self) -> dict[str, Linear]:
+        """The layers of all blocks that `QUANTIZED` names, by the names of their modules."""
+        return {
+            f"backbone.layers.{number}.{name}": cast(Linear, layer.get_submodule(name))
+            for number, layer in enumerate(self.backbone.layers)
+            for name in QUANTIZED
+        }
+
+    @property
+    def weight_count(self) -> int:
+        """Numbers that the model was trained as: parameters, and weights that are packed."""
+        packed = sum(x.in_features * x.out_features for x in self.projections.values() if isinstance(x, PackedLinear))
+        return sum(parameter.numel() for parameter in self.parameters()) + packed
 
     @property
     def device(self) -> torch.device:

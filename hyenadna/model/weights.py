@@ -1,5 +1,7 @@
 """What the files of a checkpoint hold, read with care: JSON, safetensors and foreign pickles; and a model around it."""
 
+import copy
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -7,17 +9,19 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hyenadna.errors import CheckpointError, HyenaError
-from hyenadna.model.config import HyenaConfig
+from hyenadna.errors import CheckpointError, HyenaError, UsageError
+from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.language_model import HyenaDNA
+from hyenadna.model.packed_linear import PackedLinear
 
 _JSON_BYTES = 16 << 20
+_Parsed = TypeVar("_Parsed", HyenaConfig, Quantization)
 _LISTED = 10
 """So many names of each kind an error lists before it counts."""
 
@@ -74,15 +78,39 @@ def parse_config(values: Mapping[str, Any], path: Path) -> HyenaConfig:
     ------
     CheckpointError         an unknown field, a value of another type, or one that HyenaConfig refuses
     """
+    return _parsed(HyenaConfig, values, path, "a model")
+
+
+def parse_quantization(description: Mapping[str, Any], path: Path) -> tuple[Quantization | None, str | None]:
+    """How the model that config.json describes is quantised, and the SHA-256 of its parent; None for a dense one.
+
+    Raises
+    ------
+    CheckpointError         settings that are not known, or no parent
+    """
+    values, parent = description.get("quantization"), description.get("parent_sha256")
+    if values is None:
+        return None, None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: quantization is {values!r}; an object with bits, group and meta_bits is needed")
+    absent = [field.name for field in dataclasses.fields(Quantization) if field.name not in values]
+    if absent:
+        raise CheckpointError(f"{path}: quantization does not say {', '.join(absent)}")
+    if not isinstance(parent, str) or not re.fullmatch("[0-9a-f]{64}", parent):
+        raise CheckpointError(f"{path}: parent_sha256 is {parent!r}; a quantised model names its parent by SHA-256")
+    return _parsed(Quantization, values, path, "a quantised model"), parent
+
+
+def _parsed(kind: type[_Parsed], values: Mapping[str, Any], path: Path, what: str) -> _Parsed:
     import pydantic  # a third of a second that a model built in memory does not need
 
     try:
-        return pydantic.TypeAdapter(HyenaConfig).validate_json(json.dumps(dict(values)), strict=True)
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(dict(values)), strict=True)
     except pydantic.ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise CheckpointError(f"{path} does not describe a model: {_some(problems)}") from error
+        raise CheckpointError(f"{path} does not describe {what}: {_some(problems)}") from error
     except HyenaError as error:
-        raise CheckpointError(f"{path} does not describe a model: {error}") from error
+        raise CheckpointError(f"{path} does not describe {what}: {error}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -138,19 +166,34 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def own_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def own_float32(
+    tensors: Mapping[str, Tensor], path: Path, stored: Mapping[str, torch.dtype] | None = None
+) -> dict[str, Tensor]:
     """The tensors in float32, in memory of their own: the file may be replaced while the model lives.
+
+    Parameters
+    ----------
+    tensors : mapping
+    path : Path
+        The file that holds them.
+    stored : mapping, optional
+        Names of tensors that stay what they are, and what that must be: codes and scales, from `packed_dtypes`.
 
     Raises
     ------
-    CheckpointError         a tensor of integers, or a value that is not finite
+    CheckpointError         a tensor of integers, or of another dtype than stored; or a value that is not finite
     """
+    stored, owned = stored or {}, {}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        dtype = stored.get(name, torch.float32)
+        if name in stored and tensor.dtype != dtype:
+            raise CheckpointError(f"{path}: {name} holds {tensor.dtype}; in a quantised model it is {dtype}")
+        if name not in stored and not tensor.is_floating_point():
             raise CheckpointError(f"{path}: {name} holds {tensor.dtype}; weights are floating-point numbers")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite")
-    return {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+        owned[name] = tensor.detach().to(dtype, copy=True).contiguous()
+    return owned
 
 
 class _Uninitialized(TorchFunctionMode):
@@ -165,23 +208,74 @@ class _Uninitialized(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
-def blank_model(config: HyenaConfig) -> HyenaDNA:
-    """The model without memory for its weights: names and shapes only, on the meta device."""
+def blank_model(config: HyenaConfig, quantization: Quantization | None = None) -> HyenaDNA:
+    """The model without memory for its weights: names, shapes and dtypes only, on the meta device."""
     with torch.device("meta"), _Uninitialized():
-        return HyenaDNA(config)
+        return HyenaDNA(config, quantization)
 
 
-def build(config: HyenaConfig, tensors: Mapping[str, Tensor], path: Path) -> HyenaDNA:
+def build(
+    config: HyenaConfig,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    quantization: Quantization | None = None,
+    parent_sha256: str | None = None,
+) -> HyenaDNA:
     """The model around these very tensors, in eval mode; nothing is drawn at random, nor anything allocated.
 
     Raises
     ------
     CheckpointError         names and shapes of what is missing, not expected or mis-shaped
     """
-    model = blank_model(config)
+    model = blank_model(config, quantization)
     check_shapes(tensors, model.state_dict(), path)
     model.load_state_dict(dict(tensors), assign=True)
+    model.parent_sha256 = parent_sha256
     return model.eval()
+
+
+def packed_model(model: HyenaDNA, layers: Mapping[str, PackedLinear], quantization: Quantization) -> HyenaDNA:
+    """The quantised child of a dense model, with tensors of its own; the parent stays as it is.
+
+    Parameters
+    ----------
+    model : HyenaDNA
+        In float32, as it was saved, or float64: the child's adapters are known by its SHA-256.
+    layers : mapping
+        What stands in the place of every one of `model.projections`, by the same names.
+    quantization : Quantization
+        How all of them are packed.
+
+    Raises
+    ------
+    UsageError              the model is quantised already, or in half precision; other layers, or packed otherwise
+    """
+    if model.quantization is not None:
+        raise UsageError(f"the model is quantised already, to {model.quantization.bits} bits: take its parent")
+    if model.embedding.weight.dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"the model is in {model.embedding.weight.dtype}; take it in float32, as it was saved")
+    how = {(layer.bits, layer.group, layer.meta_bits) for layer in layers.values()}
+    if layers.keys() != model.projections.keys() or how != {dataclasses.astuple(quantization)}:
+        raise UsageError(
+            f"{len(layers)} layers packed as {sorted(how)} were given for a model quantised as {quantization}; "
+            f"each of its {len(model.projections)} projections needs one, packed so"
+        )
+    child = copy.deepcopy(model, {id(model.projections[name]): layer for name, layer in layers.items()})
+    child.quantization, child.parent_sha256 = quantization, base_sha256(model.state_dict())
+    return child.eval()
+
+
+def packed_dtypes(config: HyenaConfig, quantization: Quantization | None) -> dict[str, torch.dtype]:
+    """The dtypes of what a quantised model's layers store, by name; all else is stored in float32."""
+    if quantization is None:
+        return {}
+    return {name: buffer.dtype for name, buffer in blank_model(config, quantization).named_buffers()}
+
+
+def stored(model: HyenaDNA, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of the model as files hold it: on the CPU, in float32, or packed as it is."""
+    kept = packed_dtypes(model.config, model.quantization)
+    return {name: x.detach().to("cpu", kept.get(name, torch.float32)).contiguous() for name, x in state.items()}
 
 
 def check_shapes(
@@ -207,12 +301,16 @@ def check_shapes(
 
 
 def base_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of a model's weights: of names, shapes and float32 little-endian bytes, in the order of the names."""
+    """The SHA-256 of a model's weights: of names, shapes and bytes, in the order of the names.
+
+    Floating-point numbers count as float32, little-endian, whatever they are held in; codes as the bytes that they are.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.numpy().astype("<f4", copy=False).data)
+        numbers = tensor.float().numpy().astype("<f4", copy=False) if tensor.is_floating_point() else tensor.numpy()
+        digest.update(numbers.data)
     return digest.hexdigest()
 
 
