@@ -8,6 +8,7 @@ import torch
 
 from hyenadna.data.alphabet import reverse_complement
 from hyenadna.data.tokenizer import encode
+from hyenadna.inference.embed import EmbedConfig
 from hyenadna.inference.long_windows import long_windows
 
 
@@ -57,3 +58,16 @@ def _pooled(states, pool, bins):
         case "last":
             return states[-1]
     return states
+
+
+def config_of(options):
+    return EmbedConfig(**{{"both": "reverse_complement"}.get(name, name): value for name, value in options.items()})
+
+
+def tokens_of(pairs, n_token="n"):
+    return [encode(sequence, n_token) for _, sequence in pairs]
+
+
+def differences(found, wanted):
+    assert [value.shape for value in found] == [value.shape for value in wanted]
+    return max(np.abs(value - other).max() / np.abs(other).max() for value, other in zip(found, wanted, strict=True))

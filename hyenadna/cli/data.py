@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from hyenadna.cli import options
 from hyenadna.cli.config_flags import takes_config
 from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.progress import notice
@@ -19,7 +20,6 @@ app = typer.Typer(no_args_is_help=True, help="Pack genomes, show how they are sp
 
 _Fasta = Annotated[Path, typer.Argument(help="FASTA file, plain, gzip or BGZF; or a pack.", show_default=False)]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command("pack")
@@ -30,7 +30,7 @@ def pack_command(
         typer.Option("--out", "-o", help="The pack. Default: beside the FASTA, or in the user's cache."),
     ] = None,
     overwrite: _Overwrite = False,
-    as_json: _Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Pack a FASTA file into HDF5, as training reads it. Example: hyena data pack hg38.fa.gz"""
     from hyenadna.data.packed import Pack, pack, packed
@@ -62,7 +62,7 @@ def split_command(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the split as JSON to this file.")] = None,
     overwrite: _Overwrite = False,
-    as_json: _Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show which parts of a genome train or are held out. Example: hyena data split hg38.fa --max-length 32768"""
     from hyenadna.data.intervals import kept_contigs
@@ -93,7 +93,7 @@ def check_command(
     task: Annotated[
         Kind | None, typer.Option(help="What the labels are, as for hyena finetune. Default: by their look.")
     ] = None,
-    as_json: _Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say what to know before training: balance, duplicates across parts, what alone gives the class away.
 

@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hyenadna.cli import options
 from hyenadna.errors import UsageError
 
 if TYPE_CHECKING:
     from hyenadna.inference.embed import Embedded, Embedder
 
 Pool = Literal["mean", "max", "last", "none"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-_BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
-
-_Source = Annotated[str, typer.Argument(metavar="INPUT", help="FASTA, table (CSV, TSV, JSONL, Parquet), BED, or '-'.")]
 _Out = Annotated[Path, typer.Option("--out", "-o", help="NAME.h5, NAME.parquet or NAME.npy.", show_default=False)]
-_Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, training run or hub id.")]
-_Fasta = Annotated[Path | None, typer.Option(help="The genome of a BED file.")]
-_SeqCol = Annotated[str | None, typer.Option(help="Column of a table that holds the sequences. Default: by its name.")]
-_IdCol = Annotated[str | None, typer.Option(help="Column that holds the ids. Default: by its name, else row numbers.")]
 _Layer = Annotated[
     int,
     typer.Option(
@@ -41,37 +34,30 @@ _Stride = Annotated[
         "window that holds it. Default: half the context.",
     ),
 ]
-_BatchTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of a batch. Default: 8192, on a GPU 131072; changes no result.")
-]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-_Dtype = Annotated[Dtype, typer.Option(help="What the model computes in; auto is float32.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the CPUs this process may use.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT rather than continue it.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input; say rate, time and memory of the whole.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def embed(
-    source: _Source,
+    source: options.Source,
     *,
     out: _Out,
-    model: _Model = "starter",
-    fasta: _Fasta = None,
-    seq_col: _SeqCol = None,
-    id_col: _IdCol = None,
+    model: options.Model = "starter",
+    fasta: options.Fasta = None,
+    seq_col: options.SeqCol = None,
+    id_col: options.IdCol = None,
     layer: _Layer = -1,
     pool: _Pool = "mean",
     bins: _Bins = None,
     reverse_complement: _Both = False,
     stride: _Stride = None,
-    batch_tokens: _BatchTokens = None,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-    threads: _Threads = None,
+    batch_tokens: options.BatchTokens = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
     overwrite: _Overwrite = False,
     dry_run: _DryRun = False,
-    as_json: _Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Embeddings of sequences into HDF5, Parquet or NPY. Example: hyena embed my.fa -o my.h5
 
@@ -117,7 +103,7 @@ def _embedder(
     keep_freed_memory()
     place = torch_device(device)
     network: HyenaDNA = HyenaDNA.from_pretrained(model, device=place)
-    tokens = batch_tokens or _BATCH_TOKENS[place.type]
+    tokens = batch_tokens or options.BATCH_TOKENS[place.type]
     return Embedder(network, config, batch_tokens=tokens, dtype=getattr(torch, dtype))
 
 

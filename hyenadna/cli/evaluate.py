@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hyenadna.cli import options
 from hyenadna.errors import SequenceTooLong, UsageError
 from hyenadna.progress import notice
 
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
     from hyenadna.model.language_model import HyenaDNA
 
 Part = Literal["test", "valid", "train", "all"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _BATCH_TOKENS = {"cpu": 1 << 15, "cuda": 1 << 17}
 
-_Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, training run or hub id.")]
 _Fasta = Annotated[
     Path | None, typer.Option(help="FASTA file, plain, gzip or BGZF; or a pack. Default: the bundled E. coli genome.")
 ]
@@ -44,16 +43,12 @@ _Contigs = Annotated[
 _Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for tables (TSV), evaluation.json and plots (PNG).")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-_Dtype = Annotated[Dtype, typer.Option(help="What the model computes in; auto is float32.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the CPUs this process may use.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation in the output folder.")]
 
 
 def evaluate(
     *,
-    model: _Model = "starter",
+    model: options.Model = "starter",
     fasta: _Fasta = None,
     split: _Part = "test",
     length: _Length = None,
@@ -61,10 +56,10 @@ def evaluate(
     regions: _Regions = None,
     contigs: _Contigs = None,
     out: _Out = None,
-    as_json: _Json = False,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-    threads: _Threads = None,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Bits per base next to Markov models on the same bases. Example: hyena evaluate -m run/model -o report"""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hyenadna.cli import options
 from hyenadna.errors import CheckpointError, UsageError
 from hyenadna.progress import notice
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 Aggregate = Literal["mean", "max"]
 
-_BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
-
-_Source = Annotated[str, typer.Argument(metavar="INPUT", help="FASTA, table (CSV, TSV, JSONL, Parquet), BED, or '-'.")]
 _Model = Annotated[
     str, typer.Option("--model", "-m", help="Run of hyena finetune, or its adapter.", show_default=False)
 ]
@@ -26,9 +24,6 @@ _Out = Annotated[str, typer.Option("--out", "-o", help="File to write, or '-' fo
 _Base = Annotated[
     str | None, typer.Option(help="The model that the adapter belongs to. Default: where the adapter says it is.")
 ]
-_Fasta = Annotated[Path | None, typer.Option(help="The genome of a BED file.")]
-_SeqCol = Annotated[str | None, typer.Option(help="Column of a table that holds the sequences. Default: by its name.")]
-_IdCol = Annotated[str | None, typer.Option(help="Column that holds the ids. Default: by its name, else row numbers.")]
 _Stride = Annotated[
     int | None,
     typer.Option(
@@ -40,30 +35,25 @@ _Both = Annotated[
     bool | None,
     typer.Option("--reverse-complement/--no-reverse-complement", help="Mean of both strands. Default: as in training."),
 ]
-_BatchTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of a batch. Default: 8192, on a GPU 131072; changes no result.")
-]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the CPUs this process may use.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT, and drop what a stopped run left.")]
 _Json = Annotated[bool, typer.Option("--json", help="Lines of JSON instead of a TSV.")]
 
 
 def predict(
-    source: _Source,
+    source: options.Source,
     *,
     model: _Model,
     out: _Out = "-",
     base: _Base = None,
-    fasta: _Fasta = None,
-    seq_col: _SeqCol = None,
-    id_col: _IdCol = None,
+    fasta: options.Fasta = None,
+    seq_col: options.SeqCol = None,
+    id_col: options.IdCol = None,
     stride: _Stride = None,
     aggregate: _Aggregate = "mean",
     reverse_complement: _Both = None,
-    batch_tokens: _BatchTokens = None,
-    device: _Device = "auto",
-    threads: _Threads = None,
+    batch_tokens: options.BatchTokens = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
     overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
@@ -91,7 +81,7 @@ def predict(
         stride=stride,
         aggregate=aggregate,
         reverse_complement=as_trained if reverse_complement is None else reverse_complement,
-        batch_tokens=batch_tokens or _BATCH_TOKENS[adapted.base.device.type],
+        batch_tokens=batch_tokens or options.BATCH_TOKENS[adapted.base.device.type],
     )
     sequences = stream(source, fasta=fasta, seq_col=seq_col, id_col=id_col)
     about = _settings(model, description, predictor) | about | {"command": shlex.join(["hyena", *sys.argv[1:]])}
