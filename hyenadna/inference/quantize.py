@@ -18,11 +18,19 @@ spread is not rounded at 4 bits, so that constant groups are exact.
 """
 
 import dataclasses
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from hyenadna.errors import NotFiniteError, UsageError
+from hyenadna.kernels.packed_matmul import Bits
+from hyenadna.machine import peak_memory
+from hyenadna.model.config import Quantization
+from hyenadna.model.language_model import HyenaDNA
+from hyenadna.model.packed_linear import DenseLinear, PackedLinear
+from hyenadna.model.weights import packed_model
+from hyenadna.progress import Job
 
 ITERATIONS = 20
 _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01
@@ -181,3 +189,57 @@ class _Search:
         if self.lacking:
             values[:, -1, -self.lacking :] = 0
         return values.sum(dim=-1, keepdim=True)
+
+
+def quantize(
+    model: HyenaDNA, *, bits: Bits, group: int = 64, meta_bits: Literal[8, 16] = 8, job: Job | None = None
+) -> HyenaDNA:
+    """The quantised child of a dense model: the matrices of its blocks in few bits, all else as it was.
+
+    Quantised are the projections of the mixers and of the feed-forward layers (`QUANTIZED`); never embeddings, norms,
+    biases, filter networks and short filters, which are small and through which everything goes. After scales and zero
+    points have been rounded to what is stored, each code is chosen again, as the nearest one on that grid.
+
+    Parameters
+    ----------
+    model : HyenaDNA
+        In float32 or float64, on any device; stays as it is.
+    bits, group, meta_bits
+        As in `Quantization`.
+    job : Job, optional
+        Told of the weights that are done.
+
+    Raises
+    ------
+    UsageError              the model is quantised already, or in half precision; or a setting that is not allowed, or
+                            a group larger than a row of a matrix
+    NotFiniteError          a matrix holds weights that are not finite, or that float16 scales cannot reach
+    """
+    setting = Quantization(bits, group, meta_bits)
+    if model.quantization is not None:
+        raise UsageError(f"the model is quantised already, to {model.quantization.bits} bits; take its parent")
+    layers = {}
+    for name, dense in model.projections.items():
+        layers[name] = _packed(name, cast(DenseLinear, dense), setting)
+        if job is not None:
+            job.advance(cast(DenseLinear, dense).weight.numel(), f"{peak_memory() / 1e9:.2f} GB")
+    return packed_model(model, layers, setting)
+
+
+def _packed(name: str, dense: DenseLinear, setting: Quantization) -> PackedLinear:
+    found = solve(dense.weight, bits=setting.bits, group=setting.group, name=name)
+    try:
+        layer = _layer(found.codes, found, dense, setting)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{name}: {error}") from error
+    scale, zero = (part.float().repeat_interleave(found.group, dim=1) for part in layer.scale_and_zero())
+    columns = dense.in_features
+    nearest = (dense.weight.detach().float() / scale[:, :columns] + zero[:, :columns]).round_()
+    return _layer(nearest.clamp_(0, 2**setting.bits - 1).to(torch.uint8), found, dense, setting)
+
+
+def _layer(codes: Tensor, found: Solution, dense: DenseLinear, setting: Quantization) -> PackedLinear:
+    return PackedLinear.of(
+        codes, found.scale, found.zero, bits=setting.bits, group=setting.group, meta_bits=setting.meta_bits,
+        bias=dense.bias,
+    )  # fmt: skip
