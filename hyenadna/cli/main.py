@@ -26,6 +26,7 @@ VERBS = {
     "finetune": "hyenadna.cli.finetune:finetune",
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
+    "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
     "convert": "hyenadna.cli.convert:convert",
     "info": "hyenadna.cli.info:info",

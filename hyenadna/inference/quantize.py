@@ -216,14 +216,30 @@ def quantize(
     NotFiniteError          a matrix holds weights that are not finite, or that float16 scales cannot reach
     """
     setting = Quantization(bits, group, meta_bits)
-    if model.quantization is not None:
-        raise UsageError(f"the model is quantised already, to {model.quantization.bits} bits; take its parent")
+    check_setting(model, setting)
     layers = {}
     for name, dense in model.projections.items():
         layers[name] = _packed(name, cast(DenseLinear, dense), setting)
         if job is not None:
             job.advance(cast(DenseLinear, dense).weight.numel(), f"{peak_memory() / 1e9:.2f} GB")
     return packed_model(model, layers, setting)
+
+
+def check_setting(model: HyenaDNA, setting: Quantization) -> None:
+    """Nothing, if the model can be quantised so.
+
+    Raises
+    ------
+    UsageError              it is quantised already, or its smallest matrix has rows shorter than a group
+    """
+    if model.quantization is not None:
+        raise UsageError(f"the model is quantised already, to {model.quantization.bits} bits; take its parent")
+    name, smallest = min(model.projections.items(), key=lambda item: item[1].in_features)
+    if setting.group > smallest.in_features:
+        raise UsageError(
+            f"groups of {setting.group} weights do not fit into {name}, whose rows have {smallest.in_features}; "
+            f"take groups of at most {smallest.in_features}"
+        )
 
 
 def _packed(name: str, dense: DenseLinear, setting: Quantization) -> PackedLinear:
