@@ -1,5 +1,6 @@
 """`hyena info`: what a checkpoint is."""
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,8 @@ def info(
 
 def describe(found: "Checkpoint") -> dict[str, Any]:
     """Everything that the files say of a model, as JSON holds it; the probe is not run."""
+    from hyenadna.model.packed_linear import weight_count
+
     config = found.model.config
     split = found.json("split.json") if (found.folder / "split.json").is_file() else None
     return {
@@ -60,8 +63,10 @@ def describe(found: "Checkpoint") -> dict[str, Any]:
         "filter_shift": config.filter_shift,
         "n_token": config.n_token,
         "tie_head": config.tie_head,
-        "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
+        "parameters": weight_count(found.model),
         "parameters_by_part": parameters_by_part(found.model),
+        "quantization": _quantization(found.model),
+        "parent_sha256": found.model.parent_sha256,
         "bytes_on_disk": sum(file.stat().st_size for file in found.folder.iterdir() if file.is_file()),
         "base_sha256": found.base_sha256,
         "training": found.description.get("training") or None,
@@ -71,12 +76,31 @@ def describe(found: "Checkpoint") -> dict[str, Any]:
 
 
 def parameters_by_part(model: "HyenaDNA") -> dict[str, int]:
-    """How many parameters each part of a model has."""
+    """How many parameters each part of a model has, packed weights among them."""
+    from hyenadna.model.packed_linear import PackedLinear
+
+    numbers = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
+    for name, layer in model.projections.items():
+        if isinstance(layer, PackedLinear):
+            numbers.append((name, layer.in_features * layer.out_features))
     counts = dict.fromkeys([part for part, _ in _PARTS] + ["head"], 0)
-    for name, parameter in model.named_parameters():
+    for name, count in numbers:
         part = "head" if name.startswith("lm_head") else next(part for part, word in _PARTS if word in name)
-        counts[part] += parameter.numel()
+        counts[part] += count
     return {part: count for part, count in counts.items() if count}
+
+
+def _quantization(model: "HyenaDNA") -> dict[str, Any] | None:
+    from hyenadna.model.packed_linear import bits_per_weight, packed_layers
+
+    if model.quantization is None:
+        return None
+    layers = packed_layers(model)
+    return dataclasses.asdict(model.quantization) | {
+        "weights": sum(layer.in_features * layer.out_features for layer in layers),
+        "bytes": sum(buffer.nbytes for layer in layers for buffer in layer.buffers()),
+        "bits_per_weight": bits_per_weight(model),
+    }
 
 
 def _split_summary(split: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -97,6 +121,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("N", {"n": "read as N", "pad": "read as PAD"}[facts["n_token"]]),
         ("parameters", f"{facts['parameters']:,}"),
         *((f"  {part}", f"{count:,}") for part, count in facts["parameters_by_part"].items()),
+        *_quantization_lines(facts),
         ("output head", "the embedding" if facts["tie_head"] else "its own"),
         ("on disk", f"{facts['bytes_on_disk'] / 1e6:.1f} MB"),
         ("base_sha256", facts["base_sha256"]),
@@ -107,6 +132,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows) + 2
     return [f"{name:<{width}}{value}".rstrip() for name, value in rows]
+
+
+def _quantization_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    found = facts["quantization"]
+    if found is None:
+        return []
+    how = f"{found['bits']} bits in groups of {found['group']}, whose scale and zero point have {found['meta_bits']}"
+    measured = f"{found['weights']:,} weights in {found['bytes']:,} bytes: {found['bits_per_weight']:.3f} bits a weight"
+    return [("quantised", how), ("", measured), ("parent", facts["parent_sha256"])]
 
 
 def _split_lines(genome: dict[str, Any]) -> list[str]:

@@ -132,12 +132,14 @@ def _adapted(model: str, base: str | None, device: str, threads: int | None) -> 
 def _settings(model: str, description: dict[str, Any], predictor: "Predictor") -> dict[str, Any]:
     """What decides the predictions, besides the input."""
     from hyenadna import __version__
+    from hyenadna.finetune.lora import base_state
+    from hyenadna.model.weights import base_sha256
 
     return {
         "hyenadna": __version__,
         "adapter": model,
         "adapter_sha256": description["adapter_sha256"],
-        "base_sha256": description["base_sha256"],
+        "base_sha256": base_sha256(base_state(predictor.model.base)),
         "context": predictor.context,
         "stride": predictor.stride,
         "aggregate": predictor.aggregate,

@@ -4,6 +4,10 @@ A folder holds adapter.safetensors (what was learnt, nothing of the base), adapt
 of its weights, the adaptation, the task, how it was trained, and a probe: the answer to a fixed sequence, which loading
 must give again) and README.md. A model that was fine-tuned as a whole lies beside them as the model folder `model/`:
 it is the base of its own head.
+
+A quantised base is known by the SHA-256 of its parent, so that an adapter works on a model and on its quantised
+children alike. Its probe is asked on the one of them that it was trained on; elsewhere the SHA-256 of what was learnt
+is compared.
 """
 
 import json
@@ -24,7 +28,7 @@ from hyenadna.model import checkpoint
 from hyenadna.model.folder import place
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.probe import fixed_sequence
-from hyenadna.model.weights import base_sha256, build, check_shapes, own_float32, read_json, read_safetensors
+from hyenadna.model.weights import base_sha256, build, check_shapes, own_float32, read_json, read_safetensors, stored
 
 FORMAT_VERSION = 1
 _PROBE_BASES = 64
@@ -33,7 +37,7 @@ _TOLERANCE = 1e-3
 
 
 def identity(base: HyenaDNA) -> str:
-    """What an adapter knows its base by: the SHA-256 of its weights, whatever updates it carries.
+    """What an adapter knows its base by: the SHA-256 of its weights, or of its parent's, whatever updates it carries.
 
     Raises
     ------
@@ -44,7 +48,7 @@ def identity(base: HyenaDNA) -> str:
             f"the base is in {base.embedding.weight.dtype}, in which it cannot be told from others: "
             "take it in float32, and cast it with its adapter"
         )
-    return base_sha256(base_state(base))
+    return base.parent_sha256 or base_sha256(base_state(base))
 
 
 def save(
@@ -78,11 +82,11 @@ def save(
     if not model.adaptation.frozen:
         of_model = checkpoint.model_files(model.base, card=card, training=training | {"from": base})
         files, base = {f"model/{name}": contents for name, contents in of_model.items()}, "model"
-    stored = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in base_state(model.base).items()}
-    plain, own = build(model.base.config, stored, Path(folder)), _on_disk(model)
-    written = SequenceModel(plain, model.task, model.adaptation).eval()
+    whole, state = model.base, stored(model.base, base_state(model.base))
+    plain = build(whole.config, state, Path(folder), whole.quantization, whole.parent_sha256)
+    written, own = SequenceModel(plain, model.task, model.adaptation).eval(), _on_disk(model)
     _restore(written, own)
-    digest = base_sha256(stored)
+    digest = identity(plain)
     description = {
         "format_version": FORMAT_VERSION,
         "base": base,
@@ -90,7 +94,8 @@ def save(
         "adaptation": model.adaptation.to_json(),
         "task": model.task.to_json(),
         "training": training,
-        "probe": _probe(written),
+        "learnt_sha256": base_sha256(own),
+        "probe": _probe(written) | {"base_sha256": base_sha256(state)},
     }
     files |= {
         "adapter.json": checkpoint.json_bytes(description),
@@ -120,7 +125,7 @@ def load(folder: str | Path, *, base: HyenaDNA | None = None, device: str | torc
     Raises
     ------
     CheckpointError         no adapter; damaged files; another base, or one that cannot be found
-    ProbeError              the adapter on this base does not give the answer that it was saved with
+    ProbeError              the adapter does not give the answer that it was saved with, on the base of that answer
     HubError                the base is on the hub, and could not be had
     UsageError              a device that does not exist, or a base in half precision
     """
@@ -140,7 +145,11 @@ def load(folder: str | Path, *, base: HyenaDNA | None = None, device: str | torc
     tensors = own_float32(read_safetensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
     check_shapes(tensors, model.own_state(), folder / "adapter.safetensors", "adapter.json")
     _restore(model, tensors)
-    _check_probe(model, description["probe"], folder)
+    probe, weights = description["probe"], digest if base.quantization is None else base_sha256(base_state(base))
+    if isinstance(probe, dict) and probe.get("base_sha256", digest) != weights:
+        _check_numbers(tensors, description, folder)  # the answer is that of the parent, or of another of its children
+    else:
+        _check_probe(model, probe, folder)
     return model
 
 
@@ -186,6 +195,15 @@ def _probe(model: SequenceModel) -> dict[str, Any]:
     if not torch.isfinite(answer).all():
         raise NotFiniteError("the adapted model gives answers that are not finite; it was not saved")
     return {"sequence": sequence, "tolerance": _TOLERANCE, "outputs": [float(f"{x:.9g}") for x in answer.tolist()]}
+
+
+def _check_numbers(tensors: dict[str, Tensor], description: dict[str, Any], folder: Path) -> None:
+    digest = base_sha256(tensors)
+    if description.get("learnt_sha256", digest) != digest:
+        raise CheckpointError(
+            f"{folder}: adapter.safetensors holds numbers with SHA-256 {digest[:16]}…, but adapter.json says "
+            f"{str(description['learnt_sha256'])[:16]}…: the files are damaged, or do not belong together"
+        )
 
 
 def _check_probe(model: SequenceModel, probe: dict[str, Any], folder: Path) -> None:

@@ -25,6 +25,7 @@ from hyenadna.finetune.train import Trainer
 from hyenadna.machine import available_cpus, keep_freed_memory, peak_memory, torch_device
 from hyenadna.model.checkpoint import read
 from hyenadna.model.language_model import HyenaDNA
+from hyenadna.model.packed_linear import weight_count
 from hyenadna.progress import duration, quantity
 
 _EPOCHS = {"full": 30, "lora": 30, "soft-prompt": 30, "head": 200}
@@ -173,7 +174,7 @@ class Plan:
         config, model = self.config, trainer.model
         train = self.rows(0)[0]
         learnt = sum(parameter.numel() for parameter in model.learnt().values())
-        whole = sum(parameter.numel() for parameter in model.parameters())
+        whole = weight_count(model)
         runs = len(self.splits) * config.seeds
         most = f"{config.epochs} epochs at most, {math.ceil(len(train) / config.batch_size):,} steps each"
         all_rows = len(self.splits[0].part("train"))

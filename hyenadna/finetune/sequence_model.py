@@ -16,7 +16,7 @@ from hyenadna.finetune.soft_prompt import SoftPrompt
 from hyenadna.finetune.task import Task
 from hyenadna.model.language_model import HyenaDNA, Output
 
-_UPDATE = re.compile(r"base\.(.+)\.parametrizations\.weight\.0\.(\w+)")
+_UPDATE = re.compile(r"base\.(.+)\.(?:parametrizations\.weight\.0|update)\.(\w+)")
 
 
 class SequenceModel(nn.Module):
@@ -41,13 +41,19 @@ class SequenceModel(nn.Module):
 
     Raises
     ------
-    UsageError              the prompt leaves no room for a sequence; pool positions without their number
+    UsageError              the prompt leaves no room for a sequence; pool positions without their number; a quantised
+                            base that would be trained itself
     InputError              the task cannot be read from label tokens
     """
 
     def __init__(self, base: HyenaDNA, task: Task, adaptation: Adaptation, *, seed: int = 0) -> None:
         super().__init__()
         self.task, self.adaptation = task, adaptation
+        if base.quantization is not None and not adaptation.frozen:
+            raise UsageError(
+                f"the model is quantised to {base.quantization.bits} bits and cannot be trained as a whole: take the "
+                "method lora, soft-prompt or head, or fine-tune its parent and quantise what comes of it"
+            )
         base.requires_grad_(not adaptation.frozen)
         if not adaptation.frozen:
             base.backbone.dropout.p = adaptation.dropout

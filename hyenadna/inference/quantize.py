@@ -21,7 +21,7 @@ import dataclasses
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyenadna.errors import NotFiniteError, UsageError
 from hyenadna.kernels.packed_matmul import Bits
@@ -219,7 +219,7 @@ def quantize(
     check_setting(model, setting)
     layers = {}
     for name, dense in model.projections.items():
-        layers[name] = _packed(name, cast(DenseLinear, dense), setting)
+        layers[name] = packed(name, cast(DenseLinear, dense), setting)
         if job is not None:
             job.advance(cast(DenseLinear, dense).weight.numel(), f"{peak_memory() / 1e9:.2f} GB")
     return packed_model(model, layers, setting)
@@ -242,7 +242,13 @@ def check_setting(model: HyenaDNA, setting: Quantization) -> None:
         )
 
 
-def _packed(name: str, dense: DenseLinear, setting: Quantization) -> PackedLinear:
+def packed(name: str, dense: nn.Linear, setting: Quantization) -> PackedLinear:
+    """The packed layer of a dense one, as `quantize` makes it of every matrix; `name` is what messages call it.
+
+    Raises
+    ------
+    UsageError, NotFiniteError      as in `quantize`
+    """
     found = solve(dense.weight, bits=setting.bits, group=setting.group, name=name)
     try:
         layer = _layer(found.codes, found, dense, setting)
@@ -254,7 +260,7 @@ def _packed(name: str, dense: DenseLinear, setting: Quantization) -> PackedLinea
     return _layer(nearest.clamp_(0, 2**setting.bits - 1).to(torch.uint8), found, dense, setting)
 
 
-def _layer(codes: Tensor, found: Solution, dense: DenseLinear, setting: Quantization) -> PackedLinear:
+def _layer(codes: Tensor, found: Solution, dense: nn.Linear, setting: Quantization) -> PackedLinear:
     return PackedLinear.of(
         codes, found.scale, found.zero, bits=setting.bits, group=setting.group, meta_bits=setting.meta_bits,
         bias=dense.bias,

@@ -16,6 +16,7 @@ from torch import nn
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import InputError
 from hyenadna.files import Fingerprint
+from hyenadna.model.packed_linear import weight_count
 
 
 class Chunk:
@@ -96,8 +97,7 @@ def chunks(
 
 def bases_between_writes(model: nn.Module, batch_tokens: int) -> int:
     """Bases of a chunk: some seconds of a model's work on two CPUs, and at least a few batches."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return max(4 * batch_tokens, min(1 << 20, (1 << 37) // parameters))
+    return max(4 * batch_tokens, min(1 << 20, (1 << 37) // weight_count(model)))
 
 
 def origin(source: str, fasta: Path | None = None) -> dict[str, str | int]:

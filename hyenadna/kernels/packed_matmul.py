@@ -25,23 +25,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyenadna.errors import ShapeError, UsageError
+from hyenadna.kernels import backend
 
 Bits = Literal[1, 2, 3, 4, 8]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_WEIGHTS_AT_ONCE = 1 << 15
+_WEIGHTS_AT_ONCE = 1 << 17
 """On a CPU; what they take in float32, beside their codes, fits the second cache with room for x."""
 _WEIGHTS_AT_ONCE_ELSEWHERE = 1 << 24
 
 
-def _planes(bits: Bits) -> tuple[Bits, ...]:
+def planes(bits: Bits) -> tuple[Bits, ...]:
     """The bits that are packed together, from the lowest."""
     return (2, 1) if bits == 3 else (bits,)
 
 
 def packed_bytes(columns: int, bits: Bits) -> int:
     """Bytes of one packed row."""
-    return sum(-(-columns * plane // 8) for plane in _planes(bits))
+    return sum(-(-columns * plane // 8) for plane in planes(bits))
 
 
 def pack(codes: Tensor, bits: Bits) -> Tensor:
@@ -63,7 +64,7 @@ def pack(codes: Tensor, bits: Bits) -> Tensor:
     if codes.numel() and int(codes.max()) >= 1 << bits:
         raise ShapeError(f"pack was given the code {int(codes.max())}; {bits} bits hold 0 to {(1 << bits) - 1}")
     packed, done = [], 0
-    for plane in _planes(bits):
+    for plane in planes(bits):
         size = packed_bytes(codes.shape[1], plane)
         part = (codes >> done) & ((1 << plane) - 1)
         part = F.pad(part, (0, size * 8 // plane - codes.shape[1])).unflatten(1, (8 // plane, size))
@@ -88,27 +89,30 @@ def unpack(packed: Tensor, bits: Bits, columns: int) -> Tensor:
             f"it takes torch.uint8 (R, {packed_bytes(columns, bits)})"
         )
     codes = packed.new_empty(len(packed), columns)
-    _unpack(packed, bits, codes, torch.empty_like(packed))
+    _unpack(packed, bits, codes)
     return codes
 
 
-def _unpack(packed: Tensor, bits: Bits, out: Tensor, scratch: Tensor) -> None:
-    """Into out (R, K); scratch is like packed."""
-    columns, start, done = out.shape[1], 0, 0
-    for plane in _planes(bits):
-        size = packed_bytes(columns, plane)
-        source, end = packed[:, start : start + size], start + size
-        for number in range(8 // plane):
-            codes = out[:, number * size : (number + 1) * size]
-            part, room = source[:, : codes.shape[1]], scratch[:, : codes.shape[1]]
-            if part.shape[1] == 0:
-                break
-            above = torch.bitwise_right_shift(part, number * plane, out=room) if number else part
+def _unpack(packed: Tensor, bits: Bits, out: Tensor) -> None:
+    """Into out (R, K)."""
+    start, done = 0, 0
+    for plane in planes(bits):
+        size = packed_bytes(out.shape[1], plane)
+        source = packed.narrow(1, start, size)
+        mask, room = ((1 << plane) - 1) << done, torch.empty_like(source)
+        for number, codes in enumerate(out.split(size, dim=1)):
+            width = codes.shape[1]
+            part, shifted = (source, room) if width == size else (source.narrow(1, 0, width), room.narrow(1, 0, width))
+            distance = number * plane - done
+            if distance > 0:
+                part = torch.bitwise_right_shift(part, distance, out=shifted)
+            elif distance < 0:
+                part = torch.bitwise_left_shift(part, -distance, out=shifted)
             if done:
-                codes.bitwise_or_(torch.bitwise_and(above, (1 << plane) - 1, out=room).bitwise_left_shift_(done))
+                codes.bitwise_or_(torch.bitwise_and(part, mask, out=shifted))
             else:
-                torch.bitwise_and(above, (1 << plane) - 1, out=codes)
-        start, done = end, done + plane
+                torch.bitwise_and(part, mask, out=codes)
+        start, done = start + size, done + plane
 
 
 def dequantize(
@@ -141,7 +145,7 @@ def dequantize(
     >>> dequantize(packed, torch.tensor([[1.0, 10.0]]), torch.tensor([[1.0, 2.5]]), bits=2, group=2, columns=4)
     tensor([[-1.,  0., -5.,  5.]])
     """
-    weight = _Weight(packed, scale, zero, bits, group, columns)
+    weight = PackedWeight(packed, scale, zero, bits, group, columns)
     _check(weight)
     out = torch.empty(len(packed), columns, dtype=dtype, device=packed.device)
     for rows, block in weight.blocks(dtype):
@@ -166,7 +170,7 @@ def packed_matmul_reference(
     return y.T.contiguous() if transposed else y
 
 
-class _Weight(NamedTuple):
+class PackedWeight(NamedTuple):
     """What W is made of; (R, bytes), (R, G), (R, G)."""
 
     packed: Tensor
@@ -178,31 +182,31 @@ class _Weight(NamedTuple):
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Some rows, and W (rows, K) there, in memory that the next block overwrites."""
-        R, K = len(self.packed), self.columns
-        on_cpu = self.packed.device.type == "cpu"
-        step = max(1, min(R, (_WEIGHTS_AT_ONCE if on_cpu else _WEIGHTS_AT_ONCE_ELSEWHERE) // max(1, K)))
+        R, K, device = len(self.packed), self.columns, self.packed.device
+        at_once = _WEIGHTS_AT_ONCE if device.type == "cpu" else _WEIGHTS_AT_ONCE_ELSEWHERE
+        step = max(1, min(-(-R // 2), at_once // max(1, K)))
         computed = torch.float64 if dtype == torch.float64 else torch.float32
-        codes, scratch = self.packed.new_empty(step, K), torch.empty_like(self.packed[:step])
-        weights = torch.empty(step, K, dtype=computed, device=self.packed.device)
-        rounded = weights if dtype == computed else weights.to(dtype)
-        for first in range(0, R, step):
-            rows = slice(first, min(first + step, R))
-            size = rows.stop - first
-            _unpack(self.packed[rows], self.bits, codes[:size], scratch[:size])
-            block = weights[:size].copy_(codes[:size])
-            for part, groups in self._runs(block):
-                part.sub_(self.zero[rows, groups, None]).mul_(self.scale[rows, groups, None])
-            yield rows, block if rounded is weights else rounded[:size].copy_(block)
-
-    def _runs(self, block: Tensor) -> list[tuple[Tensor, slice]]:
-        """Block (rows, K) as (rows, groups, g) and which groups those are; what a shorter last group holds, apart."""
-        whole = self.columns // self.group
+        codes = self.packed.new_empty(step, K)
+        weights = torch.empty(step, K, dtype=computed, device=device)
+        rounded = weights if dtype == computed else torch.empty(step, K, dtype=dtype, device=device)
+        whole = K // self.group
         end = whole * self.group
-        runs = [(block[:, :end].unflatten(1, (whole, self.group)), slice(0, whole))] if whole else []
-        return runs + ([(block[:, None, end:], slice(whole, whole + 1))] if end < self.columns else [])
+        parts = (self.packed, self.scale.to(computed)[..., None], self.zero.to(computed)[..., None])
+        first = 0
+        for packed, scale, zero in zip(*(part.split(step) for part in parts), strict=True):
+            size = len(packed)
+            if size < step:
+                codes, weights, rounded = codes[:size], weights[:size], rounded[:size]
+            _unpack(packed, self.bits, codes)
+            weights.copy_(codes)
+            weights.narrow(1, 0, end).view(size, whole, self.group).sub_(zero[:, :whole]).mul_(scale[:, :whole])
+            if end < K:
+                weights[:, end:].sub_(zero[:, whole]).mul_(scale[:, whole])
+            yield slice(first, first + size), weights if dtype == computed else rounded.copy_(weights)
+            first += size
 
 
-def _forward(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor) -> None:
+def _forward(x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
     """Into out (n, R), of any strides."""
     for rows, block in weight.blocks(x.dtype):
         if bias is None:
@@ -211,7 +215,7 @@ def _forward(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor) -> No
             torch.addmm(bias[rows], x, block.T, out=out[:, rows])
 
 
-def _backward(grad: Tensor, weight: _Weight, out: Tensor) -> None:
+def _backward(grad: Tensor, weight: PackedWeight, out: Tensor) -> None:
     """Into out (n, K) the gradient for x, from that for y (n, R)."""
     # the products of the blocks of rows are summed in float32
     total = out if out.dtype in (torch.float32, torch.float64) else torch.empty_like(out, dtype=torch.float32)
@@ -225,17 +229,21 @@ def _backward(grad: Tensor, weight: _Weight, out: Tensor) -> None:
         out.copy_(total)
 
 
-Forward = Callable[[Tensor, _Weight, Tensor | None, Tensor], None]
-Backward = Callable[[Tensor, _Weight, Tensor], None]
+Forward = Callable[[Tensor, PackedWeight, Tensor | None, Tensor], None]
+Backward = Callable[[Tensor, PackedWeight, Tensor], None]
 
 
 def _implementation(x: Tensor) -> tuple[Forward, Backward]:
+    if backend.chosen(x) == "triton":
+        from hyenadna.kernels import packed_matmul_triton  # imports triton
+
+        return packed_matmul_triton.forward, packed_matmul_triton.backward
     return _forward, _backward
 
 
 class _PackedMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: _Weight, transposed: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: PackedWeight, transposed: bool) -> Tensor:
         compute, ctx.backward_of = _implementation(x)
         ctx.weight, ctx.transposed = weight, transposed
         n, R = len(x), len(weight.packed)
@@ -295,7 +303,7 @@ def packed_matmul(
     >>> packed_matmul(x, packed, torch.tensor([[1.0, 10.0]]), torch.tensor([[1.0, 2.5]]), bits=2, group=2).tolist()
     [[-1.0], [5.0]]
     """
-    weight = _Weight(packed, scale, zero, bits, group, x.shape[-1])
+    weight = PackedWeight(packed, scale, zero, bits, group, x.shape[-1])
     _check(weight)
     _check_product(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -310,7 +318,7 @@ def _check_bits(bits: Bits) -> None:
         raise UsageError(f"{bits} bits were asked for; a weight may have {', '.join(map(str, get_args(Bits)))}")
 
 
-def _check(weight: _Weight) -> None:
+def _check(weight: PackedWeight) -> None:
     packed, scale, zero, bits, group, columns = weight
     _check_bits(bits)
     if group < 1:
@@ -332,7 +340,7 @@ def _check(weight: _Weight) -> None:
         )
 
 
-def _check_product(x: Tensor, weight: _Weight, bias: Tensor | None) -> None:
+def _check_product(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
     if x.dim() != 2 or x.dtype not in _DTYPES or (bias is not None and bias.shape != weight.packed.shape[:1]):
         given = "none" if bias is None else tuple(bias.shape)
         raise ShapeError(

@@ -20,6 +20,7 @@ from hyenadna.model.folder import MARK, MODEL_FILES, place
 from hyenadna.model.foreign import hugging_face_files, original_files, read_foreign
 from hyenadna.model.hub import find_model
 from hyenadna.model.language_model import HyenaDNA
+from hyenadna.model.packed_linear import weight_count
 from hyenadna.model.probe import check_probe, probe
 from hyenadna.model.weights import (
     base_sha256,
@@ -314,7 +315,7 @@ def json_bytes(value: Any) -> bytes:
 
 def plain_card(model: HyenaDNA) -> str:
     """The card of a model about which nothing else is known."""
-    config, parameters = model.config, sum(p.numel() for p in model.parameters())
+    config, parameters = model.config, weight_count(model)
     return f"""---
 library_name: hyenadna
 tags: [dna, genomics, hyena]

@@ -16,7 +16,7 @@ from hyenadna.kernels.working_set import Workspace, rows_at_once
 from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
-from hyenadna.model.packed_linear import DenseLinear, Linear, PackedLinear, linear_layers
+from hyenadna.model.packed_linear import DenseLinear, Linear, linear_layers
 from hyenadna.model.prefix import LayerState, Prefix
 from hyenadna.model.spectra import KeptSpectra
 
@@ -286,12 +286,6 @@ class HyenaDNA(nn.Module):
             for number, layer in enumerate(self.backbone.layers)
             for name in QUANTIZED
         }
-
-    @property
-    def weight_count(self) -> int:
-        """Numbers that the model was trained as: parameters, and weights that are packed."""
-        packed = sum(x.in_features * x.out_features for x in self.projections.values() if isinstance(x, PackedLinear))
-        return sum(parameter.numel() for parameter in self.parameters()) + packed
 
     @property
     def device(self) -> torch.device:

@@ -22,7 +22,7 @@ from hyenadna.kernels.packed_matmul import Bits, dequantize, pack, packed_bytes,
 from hyenadna.model.config import Quantization
 
 _SCALES_TOGETHER = 128
-_LAST = 255
+_LARGEST_CODE = 255
 
 
 class DenseLinear(nn.Linear):
@@ -78,8 +78,6 @@ class PackedLinear(nn.Module):
             if meta_bits == 8:
                 self.register_buffer(f"{name}_ends", torch.zeros(ends, 2, dtype=torch.float16))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self.update: nn.Module | None = None
-        """Adds to the product what a weight beside the packed ones gives: called as `update(y, rows, transposed)`."""
 
     @classmethod
     def of(
@@ -147,7 +145,7 @@ class PackedLinear(nn.Module):
     @property
     def stored_bits(self) -> float:
         """Bits a weight, of the bytes that codes, scales and zero points take; the bias is not counted."""
-        return 8 * sum(buffer.nbytes for buffer in self.buffers()) / (self.in_features * self.out_features)
+        return bits_per_weight(self)
 
     def extra_repr(self) -> str:
         """For printing a model."""
@@ -158,10 +156,9 @@ class PackedLinear(nn.Module):
 
     def _product(self, rows: Tensor, *, transposed: bool) -> Tensor:
         scale, zero = self.scale_and_zero()
-        y = packed_matmul(
+        return packed_matmul(
             rows, self.packed, scale, zero, bits=self.bits, group=self.group, bias=self.bias, transposed=transposed
         )
-        return y if self.update is None else self.update(y, rows, transposed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         # as bytes, which a cast leaves alone: float16 in another dtype would be wider, or other numbers
@@ -185,6 +182,24 @@ def linear_layers(quantization: Quantization | None) -> Callable[[int, int], Lin
     )
 
 
+def packed_layers(module: nn.Module) -> list[PackedLinear]:
+    """The packed layers in a module."""
+    return [part for part in module.modules() if isinstance(part, PackedLinear)]
+
+
+def weight_count(module: nn.Module) -> int:
+    """Numbers that a module multiplies or adds: its parameters, and the weights that are packed."""
+    dense = sum(parameter.numel() for parameter in module.parameters())
+    return dense + sum(layer.in_features * layer.out_features for layer in packed_layers(module))
+
+
+def bits_per_weight(module: nn.Module) -> float:
+    """Bits a weight over all packed layers of a module, of the bytes that they hold; biases are not counted."""
+    layers = packed_layers(module)
+    held = sum(buffer.nbytes for layer in layers for buffer in layer.buffers())
+    return 8 * held / sum(layer.in_features * layer.out_features for layer in layers)
+
+
 def _half(values: Tensor, what: str) -> Tensor:
     half = values.detach().half()
     if not torch.isfinite(half).all():
@@ -200,12 +215,12 @@ def _coded(values: Tensor, together: int, what: str) -> tuple[Tensor, Tensor]:
     ends = _half(torch.stack([torch.stack(part.aminmax()) for part in parts]), what)
     lowest, highest = _of_each(ends, together, values)
     width = (highest - lowest).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((values.float() - lowest) / width * _LAST).round().clamp(0, _LAST).to(torch.uint8), ends
+    return ((values.float() - lowest) / width * _LARGEST_CODE).round().clamp(0, _LARGEST_CODE).to(torch.uint8), ends
 
 
 def _decoded(codes: Tensor, ends: Tensor, together: int) -> Tensor:
     lowest, highest = _of_each(ends, together, codes)
-    return torch.lerp(lowest, highest, codes.float() / _LAST)
+    return torch.lerp(lowest, highest, codes.float() / _LARGEST_CODE)
 
 
 def _of_each(ends: Tensor, together: int, like: Tensor) -> tuple[Tensor, Tensor]:
