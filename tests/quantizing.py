@@ -12,6 +12,8 @@ from hyenadna.inference.quantization_cost import HeldOut
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.language_model import HyenaDNA
 
+TEST = (Interval("c1", 0, 15_000), Interval("c1", 15_100, 24_000))
+
 
 def dense_model(**fields: object) -> HyenaDNA:
     """Rows of 32 and 40 weights, large enough that quantising them shows."""
@@ -26,14 +28,14 @@ def dense_model(**fields: object) -> HyenaDNA:
 
 def genome(folder: Path) -> Pack:
     """Three contigs, the second one with N and lower case."""
-    contigs = (random_dna(9000, 11), random_dna(24_000, 12, "ACGTACGTACGTacgtN"), random_dna(1000, 13))
+    contigs = (random_dna(9000, 11), random_dna(24_000, 12, "ACGT" * 40 + "acgtN"), random_dna(1000, 13))
     (folder / "genome.fa").write_text("".join(f">c{i}\n{contig}\n" for i, contig in enumerate(contigs)))
     return packed(folder / "genome.fa")
 
 
 def held_out(pack: Pack, tokens: int = 4096, length: int = 64) -> HeldOut:
     """The second contig, in two pieces."""
-    return HeldOut(pack, (Interval("c1", 0, 15_000), Interval("c1", 15_100, 24_000)), length, tokens)
+    return HeldOut(pack, TEST, length, tokens)
 
 
 def save(model: HyenaDNA, pack: Pack, folder: Path) -> None:

@@ -144,7 +144,7 @@ def measure(
     """
     models = [dense, *quantised]
     plan = held_out.windows()
-    changed = list(_changed_windows(held_out, np.random.default_rng(seed)))
+    changed = list(changed_windows(held_out, np.random.default_rng(seed)))
     total = len(models) * (len(plan) * held_out.length + sum(map(np.size, changed)))
     windows, ratios = _Windows(len(models), dense.config.n_layer), []
     with torch.inference_mode(), ExitStack() as stack, progress("measuring", total) as job:
@@ -361,7 +361,7 @@ def _evaluating(model: HyenaDNA) -> Iterator[None]:
         model.train(training)
 
 
-def _changed_windows(held_out: HeldOut, random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
+def changed_windows(held_out: HeldOut, random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
     """Tokens (1 + changes, L) of a window as it is, and with single bases of its middle half replaced at random."""
     longest = max((len(interval) for interval in held_out.intervals), default=0)
     length = min(CHANGED_WINDOW, held_out.length, longest)
