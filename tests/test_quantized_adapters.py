@@ -1,6 +1,7 @@
 """Adapters on a quantised base: the numbers of the dense model that it equals, the parent's identity, frozen codes."""
 
 import copy
+import functools
 import json
 
 import numpy as np
@@ -20,6 +21,7 @@ from hyenadna.finetune import adapter
 from hyenadna.finetune.adaptation import PROJECTIONS
 from hyenadna.finetune.adapter_batch import AdapterBatch
 from hyenadna.finetune.lora import BesidePacked, attach, base_state, held, merged, updates
+from hyenadna.inference import markov
 
 FROZEN = tuple(method for method in METHODS if method != "full")
 ALL = {"lora_projections": PROJECTIONS}
@@ -229,7 +231,8 @@ class TestCommands:
         assert code == 2 and "fine-tune its parent and quantise what comes of it" in err.splitlines()[-1]
         assert not (tmp_path / "run" / "adapter").exists()
 
-    def test_embed_and_evaluate(self, files, tmp_path):
+    def test_embed_and_evaluate(self, files, tmp_path, monkeypatch):
+        monkeypatch.setattr(markov, "fit", functools.partial(markov.fit, order=2))
         code, _, err = hyena(
             "embed",
             files / "a.fa",
@@ -245,8 +248,10 @@ class TestCommands:
         assert code == 0, err
         found = np.load(tmp_path / "e.npy")
         assert found.shape == (1, 16) and np.isfinite(found).all()
-        code, _, err = hyena("evaluate", "--fasta", files / "a.fa", "-m", files / "small", "--threads", "1", "--json")
+        code, out, err = hyena("evaluate", "--fasta", files / "a.fa", "-m", files / "small", "--threads", "1", "--json")
         assert code == 0, err
+        config = json.loads((files / "small" / "config.json").read_text())
+        assert config["base_sha256"] in out
 
     def test_predict_says_what_a_quantised_model_is(self, files):
         code, _, err = hyena("predict", files / "my.csv", "-m", files / "small")

@@ -49,11 +49,7 @@ class SequenceModel(nn.Module):
     def __init__(self, base: HyenaDNA, task: Task, adaptation: Adaptation, *, seed: int = 0) -> None:
         super().__init__()
         self.task, self.adaptation = task, adaptation
-        if base.quantization is not None and not adaptation.frozen:
-            raise UsageError(
-                f"the model is quantised to {base.quantization.bits} bits and cannot be trained as a whole: take the "
-                "method lora, soft-prompt or head, or fine-tune its parent and quantise what comes of it"
-            )
+        _check_trainable(base, adaptation)
         base.requires_grad_(not adaptation.frozen)
         if not adaptation.frozen:
             base.backbone.dropout.p = adaptation.dropout
@@ -200,3 +196,11 @@ class SequenceModel(nn.Module):
 
 def _short(name: str) -> str:
     return _UPDATE.sub(r"lora.\1.\2", name)
+
+
+def _check_trainable(base: HyenaDNA, adaptation: Adaptation) -> None:
+    if base.quantization is not None and not adaptation.frozen:
+        raise UsageError(
+            f"the model is quantised to {base.quantization.bits} bits and cannot be trained as a whole: take the "
+            "method lora, soft-prompt or head, or fine-tune its parent and quantise what comes of it"
+        )
