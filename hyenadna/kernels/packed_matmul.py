@@ -31,7 +31,7 @@ Bits = Literal[1, 2, 3, 4, 8]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _WEIGHTS_AT_ONCE = 1 << 17
-"""On a CPU; what they take in float32, beside their codes, fits the second cache with room for x."""
+"""On a CPU: half a megabyte in float32, because with fewer rows of W each product reads x for too little arithmetic."""
 _WEIGHTS_AT_ONCE_ELSEWHERE = 1 << 24
 
 
@@ -186,23 +186,22 @@ class PackedWeight(NamedTuple):
         at_once = _WEIGHTS_AT_ONCE if device.type == "cpu" else _WEIGHTS_AT_ONCE_ELSEWHERE
         step = max(1, min(-(-R // 2), at_once // max(1, K)))
         computed = torch.float64 if dtype == torch.float64 else torch.float32
-        codes = self.packed.new_empty(step, K)
-        weights = torch.empty(step, K, dtype=computed, device=device)
-        rounded = weights if dtype == computed else torch.empty(step, K, dtype=dtype, device=device)
-        whole = K // self.group
-        end = whole * self.group
+        # of whole groups: what the last has beyond column K is computed and never read
+        groups = torch.empty(step, self.scale.shape[1], min(self.group, K), dtype=computed, device=device)
+        block, codes = groups.flatten(1).narrow(1, 0, K), self.packed.new_empty(step, K)
+        rounded = block if dtype == computed else torch.empty(step, K, dtype=dtype, device=device)
         parts = (self.packed, self.scale.to(computed)[..., None], self.zero.to(computed)[..., None])
         first = 0
         for packed, scale, zero in zip(*(part.split(step) for part in parts), strict=True):
             size = len(packed)
             if size < step:
-                codes, weights, rounded = codes[:size], weights[:size], rounded[:size]
+                groups, block, codes, rounded = (x[:size] for x in (groups, block, codes, rounded))
             _unpack(packed, self.bits, codes)
-            weights.copy_(codes)
-            weights.narrow(1, 0, end).view(size, whole, self.group).sub_(zero[:, :whole]).mul_(scale[:, :whole])
-            if end < K:
-                weights[:, end:].sub_(zero[:, whole]).mul_(scale[:, whole])
-            yield slice(first, first + size), weights if dtype == computed else rounded.copy_(weights)
+            block.copy_(codes)
+            groups.sub_(zero).mul_(scale)
+            if dtype != computed:
+                rounded.copy_(block)
+            yield slice(first, first + size), rounded
             first += size
 
 

@@ -23,10 +23,11 @@ from hyenadna.kernels.backend import interpreting, reported
 from hyenadna.kernels.configuration import Configuration
 from hyenadna.kernels.packed_matmul import PackedWeight, packed_bytes, planes
 
-_NARROWEST, _WIDEST = 16, 64
-"""Columns of a tile of W: no fewer than the tensor cores take."""
-_TILES = ((16, 32, 4, 3), (64, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 3))
-"""Rows of x and rows of W, warps and stages; going back, the tile's columns are those of W instead."""
+_NARROWEST, _WIDEST = 16, 32
+"""Columns of a tile of W: no fewer than the tensor cores take, no more than the registers hold."""
+_FORWARD_TILES = ((16, 32, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 3))
+_BACKWARD_TILES = _FORWARD_TILES[:3]
+"""Rows of x and rows of W, warps and stages; going back, a tile of the result has the columns of one of W."""
 
 
 @triton.jit
@@ -61,10 +62,7 @@ def _weights(
     else:
         codes = _plane(rows, inside, k0, k, K, BITS, IN_RUNS)
     r *= tl.cdiv(K, group)
-    if IN_RUNS:
-        at = (r + k0 // group)[:, None]
-    else:
-        at = r[:, None] + (k // group)[None, :]
+    at = (r + k0 // group)[:, None] if IN_RUNS else r[:, None] + (k // group)[None, :]
     zeros = tl.load(zero + at, mask=inside[:, None], other=0.0).to(tl.float32)
     return (codes.to(tl.float32) - zeros) * tl.load(scale + at, mask=inside[:, None], other=0.0).to(tl.float32)
 
@@ -119,19 +117,20 @@ def _packed_matmul_backward(
     tl.store(at, sums, mask=inside)
 
 
-def _tuned(kernel: Any) -> Any:
+def _tuned(kernel: Any, tiles: tuple[tuple[int, int, int, int], ...]) -> Any:
     """The kernel with the fastest tile; in the interpreter, which has no clock for it, the smallest."""
     configs = [
         triton.Config({"BLOCK_N": block_n, "BLOCK_R": block_r}, num_warps=warps, num_stages=stages)
-        for block_n, block_r, warps, stages in (_TILES[:1] if interpreting() else _TILES)
+        for block_n, block_r, warps, stages in (tiles[:1] if interpreting() else tiles)
     ]
     return triton.autotune(configs, key=["size", "R", "K", "BITS", "IN_RUNS", "BLOCK_K"], cache_results=True)(kernel)
 
 
-_forward, _backward = _tuned(_packed_matmul_forward), _tuned(_packed_matmul_backward)
+_forward = _tuned(_packed_matmul_forward, _FORWARD_TILES)
+_backward = _tuned(_packed_matmul_backward, _BACKWARD_TILES)
 
 
-def _width(weight: PackedWeight) -> tuple[int, bool]:
+def width(weight: PackedWeight) -> tuple[int, bool]:
     """Columns of a tile of W, and whether they lie in one run of bytes and in one group."""
     runs = (packed_bytes(weight.columns, plane) for plane in planes(weight.bits))
     common = math.gcd(weight.group, *runs)
@@ -145,8 +144,8 @@ def _arguments(weight: PackedWeight, n: int) -> tuple[list[Tensor], list[int], d
     R, row_bytes = weight.packed.shape
     # the rows in steps of two, so that not every length is tuned by itself
     sizes = [n, R, weight.columns, row_bytes, weight.group, min(4096, 1 << (n - 1).bit_length())]
-    width, in_runs = _width(weight)
-    return tensors, sizes, {"BITS": weight.bits, "IN_RUNS": in_runs, "BLOCK_K": width, "enable_fp_fusion": True}
+    block, in_runs = width(weight)
+    return tensors, sizes, {"BITS": weight.bits, "IN_RUNS": in_runs, "BLOCK_K": block, "enable_fp_fusion": True}
 
 
 def forward(x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
@@ -175,13 +174,16 @@ def backward(grad: Tensor, weight: PackedWeight, out: Tensor) -> None:
 
 
 def configurations() -> list[Configuration]:
-    """What is launched: every tile in the dtypes of x, every number of bits, both ways round, and columns apart."""
-    small, middle, *_ = _TILES
-    both = (_packed_matmul_forward, _packed_matmul_backward)
-    of_tiles = [(kernel, dtype, 4, True, tile) for kernel in both for dtype in ("fp32", "fp16") for tile in _TILES]
-    of_bits = [(_packed_matmul_forward, "bf16", bits, True, middle) for bits in (1, 2, 3, 8)]
-    apart = [(kernel, "bf16", 3, False, small) for kernel in both]
-    return [_configuration(*chosen) for chosen in (*of_tiles, *of_bits, *apart)]
+    """Every tile, number of bits and dtype of x that is launched, both ways round, and columns apart; not all pairs."""
+    small, middle, _, large = _FORWARD_TILES
+    chosen = [
+        *((_packed_matmul_forward, "fp16", 4, True, tile) for tile in _FORWARD_TILES),
+        *((_packed_matmul_forward, "fp32", 4, True, tile) for tile in (middle, large)),
+        *((_packed_matmul_forward, "bf16", bits, True, small) for bits in (1, 2, 3, 8)),
+        *((_packed_matmul_backward, dtype, 4, True, _BACKWARD_TILES[-1]) for dtype in ("fp16", "fp32")),
+        *((kernel, "bf16", 3, False, small) for kernel in (_packed_matmul_forward, _packed_matmul_backward)),
+    ]
+    return [_configuration(*one) for one in chosen]
 
 
 def _configuration(kernel: Any, dtype: str, bits: int, in_runs: bool, tile: tuple[int, int, int, int]) -> Configuration:
@@ -194,4 +196,4 @@ def _configuration(kernel: Any, dtype: str, bits: int, in_runs: bool, tile: tupl
     signature = {name: "i32" if name in numbers else f"*{dtype}" for name in arguments}
     signature |= {"packed": "*u8", "scale": "*fp16", "zero": "*fp16"} | dict.fromkeys(constants, "constexpr")
     name = f"{kernel.__name__.lstrip('_')}, {dtype}, {bits} bits, {block_n} x {block_r}{'' if in_runs else ', apart'}"
-    return Configuration(name, kernel, signature, constants, warps, stages, tensor_cores=True, spill_budget=256)
+    return Configuration(name, kernel, signature, constants, warps, stages, tensor_cores=True, spill_budget=64)
