@@ -115,13 +115,13 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
             times = [of_set[bits][contender]["cpu_seconds_per_million"] for bits in BITS]
             bottom.plot(x, times, style, color=colour, label=label)
     top.axhline(1, color="0.6", linewidth=1)
-    top.set_ylabel("mean absolute error / round-to-nearest")
+    top.set_ylabel("mean error / round-to-nearest")
     bottom.set_ylabel("CPU seconds a million weights")
     bottom.set_ylim(bottom=0)
     bottom.set_xticks(x, [str(bits) for bits in BITS])
     bottom.set_xlabel("bits of a weight, groups of 64")
+    top.legend(frameon=False, fontsize="small")
     for axis in (top, bottom):
-        axis.legend(frameon=False, fontsize="small")
         axis.spines[["top", "right"]].set_visible(False)
     plots.write_png(drawn, path)
 
