@@ -259,6 +259,13 @@ def test_the_report_as_json_and_in_the_card(report, costs):
     assert "![bits per base lost, by bits a weight](quantization.png)" in card
 
 
+def test_the_curve_is_of_one_group_size_and_the_chosen_setting():
+    tried = [cost(Quantization(bits, group, 8), 0.1) for bits, group in ((2, 64), (2, 32), (3, 64), (2, 16))]
+    costs = Costs(1, Estimate(2.0, 1.9, 2.1), 1, 1, 1, 1, tuple(tried))
+    shown = [(one.setting.bits, one.setting.group) for one in Report({}, costs, tried[3], None).curve]
+    assert shown == [(3, 64), (2, 16), (2, 64)]
+
+
 def test_the_picture(report):
     assert picture(report).startswith(b"\x89PNG")
     few = dataclasses.replace(report.costs, of=(cost(Quantization(1, 128, 16), math.nan),))

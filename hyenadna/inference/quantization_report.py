@@ -1,6 +1,7 @@
 """What quantisation saved and cost, as text for people, as JSON for programs, and as a picture."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,13 @@ class Report:
     """Of the setting that was asked for, or found."""
     max_loss: float | None
     """Bits per base that the model may lose; None if nothing was said."""
+
+    @property
+    def curve(self) -> list[Cost]:
+        """Those of the group size of which most settings were tried, and the chosen one; most bits a weight first."""
+        groups = Counter(cost.setting.group for cost in self.costs.of)
+        commonest, _ = groups.most_common(1)[0]
+        return [cost for cost in by_bits(self.costs.of) if cost.setting.group == commonest or cost is self.chosen]
 
     @property
     def passes(self) -> bool:
@@ -99,8 +107,8 @@ def picture(report: Report) -> bytes:
     drawn, (top, bottom) = plots.stacked_figure((1, 1), 6.4, 6.8)
     chosen, costs = report.chosen, by_bits(report.costs.of)
     bits = np.array([cost.bits_per_weight for cost in costs])
-    # one group size makes a curve; what was tried of others stands beside it
-    curve = np.array([cost.setting.group == chosen.setting.group for cost in costs])
+    # what else was tried stands beside the curve
+    curve = np.array([cost in report.curve for cost in costs])
     value, low, high = np.array([dataclasses.astuple(cost.loss) for cost in costs]).T
     top.errorbar(bits, value, yerr=plots.errors(value, low, high), fmt="o", color=plots.MODEL, markersize=4)
     top.plot(bits[curve], value[curve], color=plots.MODEL)
@@ -164,8 +172,7 @@ def _cost_lines(report: Report) -> Iterator[str]:
 
 
 def _error_lines(report: Report) -> Iterator[str]:
-    group = report.chosen.setting.group
-    every = [cost for cost in by_bits(report.costs.of) if cost.setting.group == group]
+    every = report.curve
     yield f"{'relative error':<36}" + "".join(f"{_short(cost.setting):>10}" for cost in every)
     for number, matrix in enumerate(report.chosen.matrices):
         yield f"{matrix.name:<36}" + "".join(f"{cost.matrices[number].relative_error:>10.4f}" for cost in every)

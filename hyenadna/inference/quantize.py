@@ -169,13 +169,13 @@ class _Search:
 
     def improved(self, beta: float) -> Tensor:
         """The zero point that follows from the one whose error was taken last; (R, G, 1)."""
-        outliers = self._error
-        size = outliers.abs()
+        size = self._error.abs()
         # below this size the shrunk error is 0, as it is everywhere in most matrices: then no power need be taken
         if size.max() <= beta ** (-1 / (2 - self.norm)):
             return self._sum(self._codes - self.scaled) / self.counts
-        shrunk = outliers.sign() * (size - size.pow(self.norm - 1) / beta).clamp_(min=0)
-        return self._sum(self._codes - self.scaled + shrunk * self.inverse_scale) / self.counts
+        # e max(0, 1 - |e|^(p - 2) / beta), which is E, in the memory of |e|
+        shrunk = size.pow_(self.norm - 2).mul_(-1 / beta).add_(1).clamp_(min=0).mul_(self._error)
+        return self._sum(shrunk.mul_(self.inverse_scale).add_(self._codes).sub_(self.scaled)) / self.counts
 
     def codes(self) -> Tensor:
         """The codes at the best zero point: uint8 (R, K)."""
