@@ -16,10 +16,11 @@ from hyenadna.errors import InputError, IntervalError, NotFiniteError, UsageErro
 from hyenadna.inference.bootstrap import Estimate
 from hyenadna.inference.evaluate import evaluate
 from hyenadna.inference.markov import MarkovModels, count_both_strands
-from hyenadna.inference.quantization_cost import CHANGES, Cost, Costs, HeldOut, changed_windows, measure
+from hyenadna.inference.quantization_cost import Cost, Costs, HeldOut, measure
 from hyenadna.inference.quantization_report import Report, card_section, picture, text
 from hyenadna.inference.quantization_search import nominal_bits, smallest_within
 from hyenadna.inference.quantize import quantize
+from hyenadna.inference.random_changes import CHANGES, changed_windows
 from hyenadna.model.config import Quantization
 
 
@@ -113,7 +114,7 @@ def test_substitutions_by_hand(models, pack):
 
     ratios = [
         [log_likelihood(model, row) - log_likelihood(model, window[0]) for window in windows for row in window[1:]]
-        for windows in [list(changed_windows(small, np.random.default_rng(0)))]
+        for windows in [list(changed_windows(pack, TEST, 32, 512, seed=0))]
         for model in (dense, quantised[2])
     ]
     ranks = [np.argsort(np.argsort(values)) for values in ratios]
@@ -121,7 +122,7 @@ def test_substitutions_by_hand(models, pack):
 
 
 def test_changed_windows_differ_in_one_base_of_the_middle(pack):
-    windows = list(changed_windows(held_out(pack, tokens=8192), np.random.default_rng(0)))
+    windows = list(changed_windows(pack, TEST, 64, 8192, seed=0))
     assert len(windows) > 3
     for window in windows:
         differs = window[1:] != window[0]

@@ -1,6 +1,8 @@
 """The half-quadratic solver against its equations in float64, its theorem, and what the authors' code gives."""
 
 import copy
+import importlib
+import json
 import math
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from oracles import BENCHMARKS
 from quantizing import dense_model
 
 from hyenadna.errors import NotFiniteError, UsageError
@@ -243,3 +246,23 @@ def test_models_that_cannot_be_quantised_are_refused():
     dense.projections["backbone.layers.1.mlp.fc2"].weight.data[0, 0] = 1e9
     with pytest.raises(NotFiniteError, match=r"backbone\.layers\.1\.mlp\.fc2: a scale .* float16 holds up to 65,504"):
         quantize(dense, bits=4, group=16)
+
+
+def test_the_benchmark_at_a_toy_size(monkeypatch, tmp_path, capsys):
+    """With our solver in the place of the authors' package, which is no dependency."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = importlib.import_module("quantize")
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(benchmark, "matrices", lambda: {"one": [torch.randn(8, 64)], "other": [torch.randn(4, 100)]})
+    monkeypatch.setattr(benchmark, "GROUPS", (64,))
+    monkeypatch.setitem(benchmark.CONTENDERS, "hqq", benchmark.ours)
+    monkeypatch.setattr(benchmark, "_version", lambda: "none")
+    benchmark.main(["-o", str(tmp_path / "quantize.json")])
+    torch.set_num_threads(threads)
+    cases = json.loads((tmp_path / "quantize.json").read_text())["cases"]
+    wanted = [(name, bits) for name in ("one", "other") for bits in (8, 4, 3, 2, 1)]
+    assert [(case["matrices"], case["bits"]) for case in cases] == wanted
+    for case in cases:
+        assert case["ours"]["mean_absolute_error"] <= case["rounding"]["mean_absolute_error"] * (1 + 1e-6)
+        assert case["ours"]["relative_rmse"] == case["hqq"]["relative_rmse"]
+    assert (tmp_path / "quantize.png").read_bytes().startswith(b"\x89PNG") and "of rounding" in capsys.readouterr().err

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from hyenadna.data.intervals import Interval
 from hyenadna.data.packed import Pack
-from hyenadna.data.tokenizer import PAD, A, encode
+from hyenadna.data.tokenizer import PAD, encode
 from hyenadna.errors import InputError, NotFiniteError, UsageError
 from hyenadna.inference.block_sums import BLOCK
 from hyenadna.inference.bootstrap import Bootstrap, Estimate
 from hyenadna.inference.evaluate import base_bits
 from hyenadna.inference.markov import CODE_OF_BYTE, NO_BASE
+from hyenadna.inference.random_changes import CHANGED_WINDOW, CHANGES, changed_windows, log_likelihood_ratios
 from hyenadna.inference.windows import Window, WindowPlan
 from hyenadna.machine import peak_memory
 from hyenadna.model.config import Quantization
@@ -32,11 +33,6 @@ from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.packed_linear import DenseLinear, PackedLinear
 from hyenadna.model.weights import stored
 from hyenadna.progress import Job, progress
-
-CHANGES = 7
-"""Random substitutions of one window; with the unchanged one it is read eight times."""
-CHANGED_WINDOW = 512
-"""Most bases of a window whose substitutions are ranked; they lie in its middle half."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +140,7 @@ def measure(
     """
     models = [dense, *quantised]
     plan = held_out.windows()
-    changed = list(changed_windows(held_out, np.random.default_rng(seed)))
+    changed = list(changed_windows(held_out.pack, held_out.intervals, held_out.length, held_out.tokens, seed))
     total = len(models) * (len(plan) * held_out.length + sum(map(np.size, changed)))
     windows, ratios = _Windows(len(models), dense.config.n_layer), []
     with torch.inference_mode(), ExitStack() as stack, progress("measuring", total) as job:
@@ -154,7 +150,7 @@ def measure(
             windows.add(_read(models, batch, plan.context, job))
         at_once = max(1, batch_tokens // (CHANGED_WINDOW * (CHANGES + 1)))
         for first in range(0, len(changed), at_once):
-            ratios.append(_ratios(models, np.stack(changed[first : first + at_once]), job))
+            ratios.append(log_likelihood_ratios(models, np.stack(changed[first : first + at_once]), job))
     ranked = np.concatenate(ratios, axis=1) if ratios else np.zeros((len(models), 0))
     return windows.costs(dense, quantised, ranked)
 
@@ -359,39 +355,6 @@ def _evaluating(model: HyenaDNA) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def changed_windows(held_out: HeldOut, random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
-    """Tokens (1 + changes, L) of a window as it is, and with single bases of its middle half replaced at random."""
-    longest = max((len(interval) for interval in held_out.intervals), default=0)
-    length = min(CHANGED_WINDOW, held_out.length, longest)
-    first, last = length // 4, length - length // 4
-    changes = min(CHANGES, last - first)
-    number = max(1, held_out.tokens // (length * (changes + 1)))
-    for window in WindowPlan(held_out.intervals, length, number * (length // 2)):
-        letters = window.letters(held_out.pack)
-        if window.strand == "-" or window.length < length or (CODE_OF_BYTE[letters] == NO_BASE).any():
-            continue
-        tokens = np.tile(encode(letters), (changes + 1, 1))
-        places = random.choice(np.arange(first, last), changes, replace=False)
-        shifts = random.integers(1, 4, changes).astype(np.uint8)
-        tokens[np.arange(1, changes + 1), places] = (tokens[0, places] - A + shifts) % 4 + A
-        yield tokens
-
-
-def _ratios(models: Sequence[HyenaDNA], windows: NDArray[np.uint8], job: Job) -> NDArray[np.float64]:
-    """Log-likelihood ratios of all changes, in bits, by each model: windows (n, 1 + changes, L) -> (models, changes).
-
-    Bases before the change are alike in both and weigh nothing.
-    """
-    tokens = torch.from_numpy(windows.reshape(-1, windows.shape[-1])).long().to(models[0].device)
-    found = []
-    for model in models:
-        bits, _ = base_bits(model(tokens).logits[:, :-1], tokens[:, 1:] - A)
-        likelihood = -bits.double().sum(dim=1).view(len(windows), -1)
-        found.append((likelihood[:, 1:] - likelihood[:, :1]).flatten().cpu().numpy())
-        job.advance(tokens.numel(), f"{peak_memory() / 1e9:.2f} GB")
-    return np.stack(found)
 
 
 def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
