@@ -8,6 +8,8 @@ import pytest
 from oracles import BENCHMARKS
 
 from hyenadna.errors import SequenceTooLong
+from hyenadna.finetune.config import FinetuneConfig
+from hyenadna.finetune.finetune import finetune
 
 
 @pytest.fixture
@@ -79,3 +81,18 @@ def test_the_longest_prompt_takes_a_step(scripts, monkeypatch):
         d_model=8, d_inner=16, layers="H", filter_length=1_100, embed_dropout=0.0))  # fmt: skip
     found = script.longest_prompt(20)
     assert found["parameters"] == 160 and found["step_seconds"] > 0
+
+
+def test_splice(scripts, tmp_path, monkeypatch):
+    script = importlib.import_module("splice")
+    run, out = tmp_path / "run", tmp_path / "splice.json"
+    settings = {"method": "head", "splits": 2, "max_train_rows": 40, "epochs": 2, "baselines": False, "threads": 1}
+    finetune(FinetuneConfig(**settings, out=run))
+    monkeypatch.setattr(script, "TREES", 5)
+    monkeypatch.setattr("sys.argv", ["splice", str(run), "--out", str(out)])
+    script.main()
+    found, report = json.loads(out.read_text()), json.loads((run / "report.json").read_text())
+    accuracy = report["tests"]["full"]["models"]["language model"]["accuracy"]["value"]
+    assert float(found["accuracy"]["run"].split()[0]) == pytest.approx(accuracy, abs=1e-4)
+    difference = accuracy - float(found["accuracy"]["random forest"].split()[0])
+    assert float(found["run_minus"]["random forest"].split()[0]) == pytest.approx(difference, abs=2e-4)

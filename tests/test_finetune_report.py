@@ -282,7 +282,7 @@ def test_model_card():
     )
     assert card.startswith("# Tells no, yes from DNA\n") and report.verdict.text in card
     for part in (
-        "starter, pretrained weights ab12. Method: lora, rank 8.\nThe adapter belongs to this model alone",
+        "starter, pretrained weights ab12. Method: lora, rank 8.\nThe adapter belongs to this model and to",
         "`cd34`",
         "train 1,000, valid 100, test 400",
         "Split: by sequence cluster.",

@@ -88,7 +88,9 @@ def test_imports_are_absolute(path):
     assert not [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom) and node.level]
 
 
-ALLOWED_AT_IMPORT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+ALLOWED_AT_IMPORT = (
+    ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -134,7 +136,8 @@ def public(path: Path):
             body += [
                 (child.name, child)
                 for child in node.body
-                if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_")
+                if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                and not child.name.startswith("_")
             ]
 
 
@@ -149,7 +152,7 @@ def test_short_files_and_functions(path):
         return
     assert len(path.read_text(encoding="utf-8").splitlines()) < 400
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             doc = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
             lines = node.end_lineno - first.lineno + 1 - doc

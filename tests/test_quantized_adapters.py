@@ -81,6 +81,16 @@ class TestNumbers:
         given = [answers(model.to(dtype), ragged(), LENGTHS) for model in (found, exact)]
         assert given[0].dtype == given[1].dtype and relative_error(*given) < allowed
 
+    def test_in_bfloat16_it_learns_as_exactly_as_the_dense_model(self, models):
+        each = [adapted("lora", base=base, **ALL) for base in (*models[1:], models[2])]
+        for model, half in zip(each, (True, True, False), strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = model(ragged(), LENGTHS).square().sum()
+            loss.backward()
+        found, dense_half, exact = (torch.cat([p.grad.flatten() for p in m.learnt().values()]) for m in each)
+        assert found.dtype == torch.float32
+        assert relative_error(found, exact) < 2 * relative_error(dense_half, exact) < 0.1
+
     def test_several_of_one_base_in_one_batch(self, models):
         child = models[1]
         each = [adapted(method, base=child, **ALL) for method in (*FROZEN, "lora")]

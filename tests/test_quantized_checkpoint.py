@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from hyenadna import HyenaDNA
 from hyenadna.cli.main import app
 from hyenadna.errors import CheckpointError, ProbeError, UsageError
+from hyenadna.model import language_model
 from hyenadna.model.config import HyenaConfig, Quantization, named_size
 from hyenadna.model.language_model import QUANTIZED
 from hyenadna.model.packed_linear import DenseLinear, PackedLinear, bits_per_weight, packed_layers, weight_count
@@ -77,6 +78,21 @@ class TestTheModel:
         assert found.keys() == exact.keys() - {f"{name}.weight" for name in both[0].projections}
         for name, gradient in found.items():
             assert relative_error(gradient, exact[name]) < 1e-4, name
+
+    def test_training_keeps_nothing_wide_where_that_is_large(self, monkeypatch):
+        child, widths, gradients = quantized(parent()), [], []
+        for room in (1 << 30, 0):
+            monkeypatch.setattr(language_model, "bytes_to_keep", lambda device, room=room: room)
+            kept = []
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda x, kept=kept: kept.append(x.shape[-1]) or x, lambda x: x
+            ):
+                loss = child(tokens()).logits.square().sum()
+            child.zero_grad()
+            loss.backward()
+            widths.append(child.config.d_inner in kept)
+            gradients.append(child.embedding.weight.grad.clone())
+        assert widths == [True, False] and torch.equal(*gradients)
 
     # weights may differ in their last bit; measured 6e-7, 4e-4 and 0 at most
     @pytest.mark.parametrize(
@@ -164,6 +180,7 @@ class TestTheFolder:
         assert description["base_sha256"] == base_sha256(quantized(model).state_dict())
         with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
             found = {name for name in file.keys() if name.startswith(IN_PROJ)}  # noqa: SIM118
+        assert f"from the model with base_sha256 `{description['parent_sha256']}`" in (folder / "README.md").read_text()
         parts = ("packed", "scale", "scale_ends", "zero", "zero_ends", "bias")
         assert found == {f"{IN_PROJ}.{part}" for part in parts}
 

@@ -28,6 +28,7 @@ VERBS = {
     "embed": "hyenadna.cli.embed:embed",
     "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
+    "serve": "hyenadna.cli.serve:serve",
     "convert": "hyenadna.cli.convert:convert",
     "info": "hyenadna.cli.info:info",
     "estimate": "hyenadna.cli.estimate:estimate",
@@ -138,7 +139,7 @@ def _hyena(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """DNA language models at single-nucleotide resolution: pretrain, fine-tune, predict, embed, evaluate, convert.
+    """DNA language models at single-nucleotide resolution: pretrain, fine-tune, predict, embed, evaluate, serve.
 
     Results go to stdout or to -o, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad input data,
     137 out of memory, 130 and 143 ended by SIGINT and SIGTERM.

@@ -153,6 +153,19 @@ def load(folder: str | Path, *, base: HyenaDNA | None = None, device: str | torc
     return model
 
 
+def base_of(folder: str | Path, *, device: str | torch.device = "cpu") -> HyenaDNA:
+    """The model that a folder's adapter adapts, where the adapter says it is; `load` may take it for several.
+
+    Raises
+    ------
+    CheckpointError, HubError, UsageError, ProbeError   as `load`
+    """
+    folder = find(folder)
+    description = _description(folder / "adapter.json")
+    adaptation, _ = _parsed(description, folder / "adapter.json")
+    return _find_base(str(description["base"]), folder, adaptation, device)[0]
+
+
 def find(folder: str | Path) -> Path:
     """The folder that holds the adapter's files.
 

@@ -95,7 +95,7 @@ def _belongs(method: str) -> str:
         return (
             "All its weights were changed: the model that came of it lies in `model/` beside the adapter, as its base."
         )
-    return "The adapter belongs to this model alone; loading it on another one is refused."
+    return "The adapter belongs to this model and to those quantised from it; loading it on another one is refused."
 
 
 def _title(report: Report) -> str:

@@ -157,7 +157,7 @@ class Embedder:
         pools = (
             _Rows(self.config.bins or 1, lengths, self.width, reverse)
             if self.config.ragged
-            else _Pooled(self.config.pool, lengths, self.width)
+            else Pooled(self.config.pool, lengths, self.width)
         )
         with torch.inference_mode():
             for numbers in batches(np.array([window.end - window.start for window in windows]), self.batch_tokens):
@@ -199,7 +199,7 @@ def embed(embedder: Embedder, source: Iterable[tuple[str, str]], file: Embedding
     return Embedded(sequences, earlier, bases)
 
 
-class _Pooled:
+class Pooled:
     """One row a sequence, gathered from windows that come in any order."""
 
     def __init__(self, pool: Pool, lengths: list[int], width: int) -> None:

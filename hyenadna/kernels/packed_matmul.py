@@ -11,10 +11,11 @@ b + B, b + 2 B ..., the first in its lowest bits, so that a run of bytes, shifte
 lower two, packed so, and after them the upper one. Bits beyond column K are zero.
 
 Cost. 2 n K R FLOPs, and some 4 K R for the weights; it reads bits / 8 + (bytes of scale and zero) / g bytes a weight.
-On a CPU a few rows of W at a time are made in x's dtype, in memory that the nearest caches hold, and multiplied; the
-result is written in place, whichever way round. The backward pass makes them again, and saves nothing but x's shape.
+On a CPU as many rows of W as half a megabyte holds are made in x's dtype and multiplied, then the next; the result is
+written in place, whichever way round. The backward pass makes them again, so that nothing of x or W is saved. It pays
+in memory: with 16 positions or fewer the time is that of making W, several times that of a dense product.
 x float32, float64, bfloat16 or float16; scale and zero float32 or float16. W is computed in float32 (in float64 for
-x of float64) and rounded once, so the result is that of a dense layer with the weights `dequantize`.
+x of float64) and rounded once, so the result is that of a dense layer with the weights of `dequantize`.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ Bits = Literal[1, 2, 3, 4, 8]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _WEIGHTS_AT_ONCE = 1 << 17
-"""On a CPU: half a megabyte in float32, because with fewer rows of W each product reads x for too little arithmetic."""
+"""On a CPU, half a megabyte in float32: with fewer rows of W, each product reads x for too little arithmetic."""
 _WEIGHTS_AT_ONCE_ELSEWHERE = 1 << 24
 
 
@@ -68,10 +69,14 @@ def pack(codes: Tensor, bits: Bits) -> Tensor:
         size = packed_bytes(codes.shape[1], plane)
         part = (codes >> done) & ((1 << plane) - 1)
         part = F.pad(part, (0, size * 8 // plane - codes.shape[1])).unflatten(1, (8 // plane, size))
-        shifts = torch.arange(0, 8, plane, dtype=torch.uint8, device=codes.device)
-        packed.append((part << shifts[:, None]).sum(1, dtype=torch.uint8))  # no bit is set twice
+        packed.append((part << _shifts(plane, codes.device)).sum(1, dtype=torch.uint8))  # no bit is set twice
         done += plane
     return torch.cat(packed, dim=1)
+
+
+def _shifts(plane: Bits, device: torch.device) -> Tensor:
+    """How far up in its byte each run of columns lies: (8 / plane, 1)."""
+    return torch.arange(0, 8, plane, dtype=torch.uint8, device=device)[:, None]
 
 
 def unpack(packed: Tensor, bits: Bits, columns: int) -> Tensor:
@@ -88,31 +93,22 @@ def unpack(packed: Tensor, bits: Bits, columns: int) -> Tensor:
             f"unpack was given {packed.dtype} {tuple(packed.shape)} for {columns} columns of {bits} bits; "
             f"it takes torch.uint8 (R, {packed_bytes(columns, bits)})"
         )
-    codes = packed.new_empty(len(packed), columns)
-    _unpack(packed, bits, codes)
+    return _unpack(packed, bits, columns).contiguous()
+
+
+def _unpack(packed: Tensor, bits: Bits, columns: int) -> Tensor:
+    if bits == 8:
+        return packed.clone()
+    low, *high = packed.split([packed_bytes(columns, plane) for plane in planes(bits)], dim=1)
+    codes = _unpack_plane(low, planes(bits)[0], columns)
+    for part in high:  # the upper bit of 3
+        codes |= _unpack_plane(part, 1, columns) << 2
     return codes
 
 
-def _unpack(packed: Tensor, bits: Bits, out: Tensor) -> None:
-    """Into out (R, K)."""
-    start, done = 0, 0
-    for plane in planes(bits):
-        size = packed_bytes(out.shape[1], plane)
-        source = packed.narrow(1, start, size)
-        mask, room = ((1 << plane) - 1) << done, torch.empty_like(source)
-        for number, codes in enumerate(out.split(size, dim=1)):
-            width = codes.shape[1]
-            part, shifted = (source, room) if width == size else (source.narrow(1, 0, width), room.narrow(1, 0, width))
-            distance = number * plane - done
-            if distance > 0:
-                part = torch.bitwise_right_shift(part, distance, out=shifted)
-            elif distance < 0:
-                part = torch.bitwise_left_shift(part, -distance, out=shifted)
-            if done:
-                codes.bitwise_or_(torch.bitwise_and(part, mask, out=shifted))
-            else:
-                torch.bitwise_and(part, mask, out=codes)
-        start, done = start + size, done + plane
+def _unpack_plane(packed: Tensor, plane: Bits, columns: int) -> Tensor:
+    runs = packed[:, None] >> _shifts(plane, packed.device)
+    return runs.bitwise_and_((1 << plane) - 1).flatten(1)[:, :columns]
 
 
 def dequantize(
@@ -184,20 +180,19 @@ class PackedWeight(NamedTuple):
         """Some rows, and W (rows, K) there, in memory that the next block overwrites."""
         R, K, device = len(self.packed), self.columns, self.packed.device
         at_once = _WEIGHTS_AT_ONCE if device.type == "cpu" else _WEIGHTS_AT_ONCE_ELSEWHERE
-        step = max(1, min(-(-R // 2), at_once // max(1, K)))
+        step = max(1, min(R, at_once // max(1, K)))
         computed = torch.float64 if dtype == torch.float64 else torch.float32
         # of whole groups: what the last has beyond column K is computed and never read
         groups = torch.empty(step, self.scale.shape[1], min(self.group, K), dtype=computed, device=device)
-        block, codes = groups.flatten(1).narrow(1, 0, K), self.packed.new_empty(step, K)
+        block = groups.flatten(1).narrow(1, 0, K)
         rounded = block if dtype == computed else torch.empty(step, K, dtype=dtype, device=device)
         parts = (self.packed, self.scale.to(computed)[..., None], self.zero.to(computed)[..., None])
         first = 0
         for packed, scale, zero in zip(*(part.split(step) for part in parts), strict=True):
             size = len(packed)
             if size < step:
-                groups, block, codes, rounded = (x[:size] for x in (groups, block, codes, rounded))
-            _unpack(packed, self.bits, codes)
-            block.copy_(codes)
+                groups, block, rounded = (x[:size] for x in (groups, block, rounded))
+            block.copy_(packed if self.bits == 8 else _unpack(packed, self.bits, K))
             groups.sub_(zero).mul_(scale)
             if dtype != computed:
                 rounded.copy_(block)

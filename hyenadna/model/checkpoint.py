@@ -1,7 +1,8 @@
 """Model folders: written whole or not at all, checked when read; and models of the published layouts.
 
 A model folder holds config.json, model.safetensors (parameters only, under the names of the Hugging Face port without
-its `hyena.`), probe.json and README.md. `HyenaDNA.from_pretrained` and `HyenaDNA.save_pretrained` are `load` and
+its `hyena.`; for a quantised model what its packed layers hold in the place of their weights), probe.json and
+README.md. `HyenaDNA.from_pretrained` and `HyenaDNA.save_pretrained` are `load` and
 `save`.
 """
 
@@ -20,7 +21,7 @@ from hyenadna.model.folder import MARK, MODEL_FILES, place
 from hyenadna.model.foreign import hugging_face_files, original_files, read_foreign
 from hyenadna.model.hub import find_model
 from hyenadna.model.language_model import HyenaDNA
-from hyenadna.model.packed_linear import weight_count
+from hyenadna.model.packed_linear import bits_per_weight, weight_count
 from hyenadna.model.probe import check_probe, probe
 from hyenadna.model.weights import (
     base_sha256,
@@ -325,8 +326,17 @@ tags: [dna, genomics, hyena]
 A causal language model of DNA at single-nucleotide resolution: {config.n_layer} blocks of width {config.d_model},
 context up to {config.filter_length:,} tokens, filter shift {config.filter_shift:g}, N read as {config.n_token.upper()}.
 
-How it was trained is not recorded here: neither the data, nor the split, nor metrics.
+{_packed_in_words(model)}How it was trained is not recorded here: neither the data, nor the split, nor metrics.
 
     from hyenadna import HyenaDNA
     model = HyenaDNA.from_pretrained("path/to/this/folder")
 """
+
+
+def _packed_in_words(model: HyenaDNA) -> str:
+    if model.quantization is None:
+        return ""
+    return (
+        f"The matrices of its blocks are quantised to {model.quantization.bits} bits, {bits_per_weight(model):.2f} a "
+        f"weight\nwith scales and zero points, from the model with base_sha256 `{model.parent_sha256}`.\n\n"
+    )

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyenadna.errors import InputError, SequenceTooLong, ShapeError, UsageError
 from hyenadna.kernels.mlp import gelu, mlp
-from hyenadna.kernels.working_set import Workspace, rows_at_once
+from hyenadna.kernels.working_set import Workspace, bytes_to_keep, rows_at_once
 from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.hyena import HyenaOperator
@@ -40,6 +40,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = linear(d_model, d_inner)
         self.fc2 = linear(d_inner, d_model)
+        self.d_inner = d_inner
 
     def forward(self, x: Tensor) -> Tensor:
         """Each position by itself."""
@@ -47,6 +48,12 @@ class Mlp(nn.Module):
             return cast(Tensor, self.fc2(gelu(self.fc1(x))))
         if isinstance(self.fc1, DenseLinear) and isinstance(self.fc2, DenseLinear):
             return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        # as the fused layer does: GELU's input is kept for the backward pass if that takes little memory
+        if x[..., 0].numel() * self.d_inner * x.itemsize > bytes_to_keep(x.device):
+            return cast(Tensor, checkpoint(self._by_parts, x, use_reentrant=False))
+        return self._by_parts(x)
+
+    def _by_parts(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
 
 

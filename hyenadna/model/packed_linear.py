@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenadna.errors import NotFiniteError, ShapeError
@@ -210,20 +211,18 @@ def _half(values: Tensor, what: str) -> Tensor:
 
 
 def _coded(values: Tensor, together: int, what: str) -> tuple[Tensor, Tensor]:
-    """Codes (R, G), uint8, and the ends (n, 2) of each so many values."""
-    parts = values.detach().float().flatten().split(together)
-    ends = _half(torch.stack([torch.stack(part.aminmax()) for part in parts]), what)
-    lowest, highest = _of_each(ends, together, values)
+    """Codes (R, G), uint8, and the float16 ends (n, 2) of each so many values."""
+    values = values.detach().float()
+    # the last value again fills the last row, whose ends it does not change
+    rows = F.pad(values.flatten()[None], (0, -values.numel() % together), mode="replicate").view(-1, together)
+    ends = _half(torch.stack(rows.aminmax(dim=1), dim=1), what)
+    lowest, highest = ends.float()[:, :, None].unbind(1)
     width = (highest - lowest).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((values.float() - lowest) / width * _LARGEST_CODE).round().clamp(0, _LARGEST_CODE).to(torch.uint8), ends
+    codes = ((rows - lowest) / width * _LARGEST_CODE).round().clamp(0, _LARGEST_CODE).to(torch.uint8)
+    return codes.flatten()[: values.numel()].reshape(values.shape), ends
 
 
 def _decoded(codes: Tensor, ends: Tensor, together: int) -> Tensor:
-    lowest, highest = _of_each(ends, together, codes)
-    return torch.lerp(lowest, highest, codes.float() / _LARGEST_CODE)
-
-
-def _of_each(ends: Tensor, together: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of each value (R, G), in float32."""
-    lowest, highest = ends.float().T.repeat_interleave(together, dim=1)[:, : like.numel()].view(2, *like.shape)
-    return lowest, highest
+    rows = F.pad(codes.flatten(), (0, -codes.numel() % together)).view(-1, together)
+    lowest, highest = ends.float()[:, :, None].unbind(1)
+    return torch.lerp(lowest, highest, rows / _LARGEST_CODE).flatten()[: codes.numel()].view(codes.shape)

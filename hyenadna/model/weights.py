@@ -167,7 +167,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def own_float32(
-    tensors: Mapping[str, Tensor], path: Path, stored: Mapping[str, torch.dtype] | None = None
+    tensors: Mapping[str, Tensor], path: Path, packed: Mapping[str, torch.dtype] | None = None
 ) -> dict[str, Tensor]:
     """The tensors in float32, in memory of their own: the file may be replaced while the model lives.
 
@@ -176,19 +176,19 @@ def own_float32(
     tensors : mapping
     path : Path
         The file that holds them.
-    stored : mapping, optional
+    packed : mapping, optional
         Names of tensors that stay what they are, and what that must be: codes and scales, from `packed_dtypes`.
 
     Raises
     ------
-    CheckpointError         a tensor of integers, or of another dtype than stored; or a value that is not finite
+    CheckpointError         a tensor of integers, or packed otherwise than said; or a value that is not finite
     """
-    stored, owned = stored or {}, {}
+    packed, owned = packed or {}, {}
     for name, tensor in tensors.items():
-        dtype = stored.get(name, torch.float32)
-        if name in stored and tensor.dtype != dtype:
+        dtype = packed.get(name, torch.float32)
+        if name in packed and tensor.dtype != dtype:
             raise CheckpointError(f"{path}: {name} holds {tensor.dtype}; in a quantised model it is {dtype}")
-        if name not in stored and not tensor.is_floating_point():
+        if name not in packed and not tensor.is_floating_point():
             raise CheckpointError(f"{path}: {name} holds {tensor.dtype}; weights are floating-point numbers")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite")

@@ -1,0 +1,1 @@
+"""The HTTP application: what it computes, how it batches, its page."""

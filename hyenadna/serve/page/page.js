@@ -1,0 +1,320 @@
+// The page: what is asked for, sent to the server, and shown.
+
+import { compute, curl, models, Problem, setToken } from "./api.js";
+import { count, EXAMPLE, parse, problem, sizes } from "./fasta.js";
+import { shown, tsv } from "./results.js";
+import { element } from "./strip.js";
+
+const HELD_FROM = 300_000; // letters of a file that a text field would be slow with
+const LINK_TO = 8_000; // letters of a link that programs still open
+const TOLD_EVERY = 15; // seconds between words to a screen reader
+
+const $ = (id) => document.getElementById(id);
+let served = null; // what /v1/models says
+let held = null; // the text of a large file
+let running = null; // the AbortController of the request
+let last = null; // the answer that is shown: {task, body, answer, sequences}
+
+// --- the model and its tasks
+
+async function meet() {
+  try {
+    served = await models();
+  } catch (error) {
+    $("token-box").hidden = error.status !== 401;
+    $("model").textContent = "No model yet.";
+    complain(error.message);
+    if (error.status === 401) $("token").focus();
+    return false;
+  }
+  complain(null);
+  $("token-box").hidden = true;
+  const [model] = served.models;
+  $("model").textContent = `${model.name}: ${model.parameters.toLocaleString("en")} parameters, reads ` +
+    `${count(model.context, "base")} at once, ${model.bits} bits, on ${model.device}`;
+  offer(model);
+  return true;
+}
+
+function offer(model) {
+  const tasks = [
+    ["likelihood", "Likelihood", "of every base, along the sequence"],
+    ["substitutions", "Substitutions", `what every single-base change does, up to ${count(model.context, "base")}`],
+    ...Object.entries(model.adapters).map(([name, adapter]) =>
+      [`predict:${name}`, `Predict: ${name}`, adapter.labels?.length ? adapter.labels.slice(0, 6).join(", ") : adapter.task]),
+    ["embed", "Embedding", `${count(model.width, "number")} for each sequence`],
+  ];
+  const before = task();
+  $("tasks").replaceChildren(...tasks.map(([value, name, about]) => element("label", { className: "choice" },
+    element("input", { type: "radio", name: "task", value, checked: value === (before || "likelihood"), onchange: options }),
+    element("span", {}, element("b", { textContent: name }), element("span", { className: "quiet", textContent: about })))));
+  const deepest = model.layers;
+  Object.assign($("layer"), { min: -deepest - 1, max: deepest });
+  options();
+}
+
+function task() {
+  return document.querySelector("input[name=task]:checked")?.value ?? "";
+}
+
+function options() {
+  for (const label of document.querySelectorAll("[data-for]")) {
+    label.hidden = !label.dataset.for.split(" ").includes(task());
+  }
+  summarize();
+}
+
+// --- the sequence
+
+function sequences() {
+  return parse(held ? held.text : $("sequence").value);
+}
+
+function summarize() {
+  const found = sequences(), { total, longest, words } = sizes(found), notes = [];
+  if (found.length) notes.push(`${held ? `${held.name}: ` : ""}${words}.`);
+  else notes.push("No sequence yet.");
+  if (served) {
+    const { limits, models: [model] } = served;
+    notes.push(`This server takes up to ${count(limits.sequence_bases, "base")} a sequence and ` +
+      `${count(limits.sequences, "sequence")} at once, and works up to ${limits.deadline_s} s on a request.`);
+    if (task() === "likelihood" && longest > model.context) notes.push("Longer than the model reads at once: it will go through overlapping windows.");
+    if (task() === "substitutions" && longest > model.context) notes.push(`All substitutions work up to ${count(model.context, "base")}.`);
+    else if (task() === "substitutions" && total > 500) notes.push("The work grows with the square of the length; this takes a while.");
+  }
+  $("summary").textContent = notes.join(" ");
+}
+
+async function takeFile(file) {
+  if (!file) return;
+  if (served && file.size > served.limits.body_bytes) {
+    return complain(`${file.name} has ${count(file.size, "byte")}; this server takes ${served.limits.body_bytes.toLocaleString("en")} at once. Cut it into parts.`);
+  }
+  let text;
+  try {
+    text = await file.text();
+  } catch {
+    return complain(`${file.name} could not be read.`);
+  }
+  hold(text.length > HELD_FROM ? { name: file.name, text } : null);
+  if (!held) $("sequence").value = text;
+  complain(null);
+  summarize();
+  $("status").textContent = `${file.name} is loaded.`;
+}
+
+function hold(file) {
+  held = file;
+  $("sequence").disabled = held !== null;
+  $("sequence").value = held ? `${held.name} is too long to be shown here. “Clear” lets it go.` : "";
+}
+
+// --- a run
+
+async function run() {
+  const found = sequences(), wrong = problem(found);
+  complain(wrong);
+  if (wrong) return $("sequence").focus();
+  if (!served && !(await meet())) return;
+  const [kind, adapter] = split(task());
+  const body = requestOf(kind, adapter, found);
+  running = new AbortController();
+  const stop = told(found);
+  try {
+    const answer = await compute(kind, body, running.signal);
+    last = { task: kind, body, answer, sequences: found };
+    show();
+    $("status").textContent = `Done in ${stop()} s. The results are below.`;
+    $("results-title").focus();
+  } catch (error) {
+    const seconds = stop();
+    if (error.name === "AbortError") $("status").textContent = `Cancelled after ${seconds} s.`;
+    else {
+      $("status").textContent = "";
+      if (error.status === 401) {
+        $("token-box").hidden = false;
+        $("token").focus();
+      }
+      complain(error instanceof Problem ? error.message : `The page failed: ${error.message}`);
+      if (!(error instanceof Problem)) console.error(error);
+    }
+  } finally {
+    running = null;
+  }
+}
+
+function split(value) {
+  const colon = value.indexOf(":");
+  return colon < 0 ? [value, null] : [value.slice(0, colon), value.slice(colon + 1)];
+}
+
+function requestOf(kind, adapter, found) {
+  const body = { sequences: found.map(({ id, sequence }) => (id ? { id, sequence } : { sequence })) };
+  if (kind === "likelihood") return { ...body, per_base: true, strand: $("strand").value };
+  if (kind === "substitutions") return { ...body, strand: $("strand").value };
+  if (kind === "embed") return { ...body, layer: Number($("layer").value), pool: $("pool").value };
+  return { ...body, adapter };
+}
+
+/** Say that it works, and for how long; what is returned ends that and gives the seconds. */
+function told(found) {
+  const start = performance.now(), seconds = () => Math.round((performance.now() - start) / 1000);
+  const { words } = sizes(found);
+  for (const [id, hidden] of [["busy", false], ["cancel", false], ["run", true]]) $(id).hidden = hidden;
+  $("cancel").focus();
+  $("form").setAttribute("aria-busy", "true");
+  $("status").textContent = `Computing ${words} …`;
+  const timer = setInterval(() => {
+    $("elapsed").textContent = `${seconds()} s`;
+    if (seconds() % TOLD_EVERY === 0) {
+      $("status").textContent = `Computing ${words}: ${seconds()} s so far, of ${served.limits.deadline_s} s that the server allows.`;
+    }
+  }, 1000);
+  return () => {
+    clearInterval(timer);
+    const focused = document.activeElement === $("cancel");
+    for (const [id, hidden] of [["busy", true], ["cancel", true], ["run", false]]) $(id).hidden = hidden;
+    if (focused) $("run").focus();
+    $("elapsed").textContent = "";
+    $("form").removeAttribute("aria-busy");
+    return Math.max(0.1, (performance.now() - start) / 1000).toFixed(1);
+  };
+}
+
+function complain(message) {
+  $("problem").hidden = !message;
+  $("problem").textContent = message ?? "";
+}
+
+// --- the results
+
+function show() {
+  const { task: kind, body, answer } = last;
+  $("results").hidden = false;
+  $("chooser").hidden = answer.items.length < 2;
+  $("item").replaceChildren(...answer.items.map(({ id, length, error }, row) => element("option", {
+    value: row, textContent: error ? `${id}: no result` : `${id} (${count(length, "base")})`,
+  })));
+  $("curl").textContent = shortened(curl(kind, body));
+  $("copy-link").hidden = link().length > LINK_TO;
+  showItem();
+}
+
+function showItem() {
+  const row = Number($("item").value || 0), { id, sequence } = last.sequences[row];
+  $("item-result").replaceChildren(shown(last.task, last.answer.items[row], sequence, id ?? `Sequence ${row + 1}`));
+}
+
+function shortened(text) {
+  return text.length < 4000 ? text : `${text.slice(0, 2000)}\n… (${count(text.length, "character")}; “Copy as curl” takes all)`;
+}
+
+/** This page with the sequences and options behind #, which browsers keep to themselves. */
+function link() {
+  const { task: kind, body } = last;
+  const fasta = last.sequences.map(({ id, sequence }) => (id || last.sequences.length > 1 ? `>${id ?? ""}\n${sequence}` : sequence)).join("\n");
+  const settings = new URLSearchParams({ task: kind === "predict" ? `predict:${body.adapter}` : kind });
+  for (const name of ["strand", "layer", "pool"]) if (body[name] !== undefined) settings.set(name, body[name]);
+  settings.set("sequence", fasta);
+  settings.set("run", "1");
+  return `${location.origin}${location.pathname}#${settings}`;
+}
+
+function save(text, kind, ending) {
+  const url = URL.createObjectURL(new Blob([text], { type: kind }));
+  const anchor = element("a", { href: url, download: `hyena-${last.task}.${ending}` });
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  $("status").textContent = `${anchor.download} is saved.`;
+}
+
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    $("status").textContent = `${what} is copied.`;
+  } catch {
+    // without https a browser keeps its clipboard, but for a selection
+    const field = element("textarea", { value: text, className: "unseen" });
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    $("status").textContent = done ? `${what} is copied.` : "The browser does not allow copying; the text is below.";
+  }
+}
+
+/** What stands behind # in the address: sequence, task, strand, layer, pool, and run=1. */
+function fromAddress() {
+  const settings = new URLSearchParams(location.hash.slice(1));
+  if (!settings.has("sequence") && !settings.has("task")) return;
+  hold(null);
+  $("sequence").value = settings.get("sequence") ?? "";
+  for (const name of ["strand", "layer", "pool"]) if (settings.has(name)) $(name).value = settings.get(name);
+  for (const radio of document.querySelectorAll("input[name=task]")) radio.checked = radio.value === (settings.get("task") ?? "likelihood");
+  if (!task()) return complain(`This server has no “${settings.get("task")}”; choose below.`);
+  options();
+  if (settings.get("run") === "1" && served) run();
+}
+
+// --- wiring
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!running) run();
+});
+$("cancel").addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.abort();
+});
+let typing = 0;
+$("sequence").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(summarize, 150);
+});
+$("sequence").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running) run();
+});
+$("file").addEventListener("change", () => takeFile($("file").files[0]));
+$("example").addEventListener("click", () => {
+  hold(null);
+  $("sequence").value = EXAMPLE;
+  summarize();
+});
+$("clear").addEventListener("click", () => {
+  hold(null);
+  $("file").value = "";
+  summarize();
+  $("sequence").focus();
+});
+$("use-token").addEventListener("click", useToken);
+$("token").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  useToken();
+});
+$("item").addEventListener("change", showItem);
+$("save-tsv").addEventListener("click", () => save(tsv(last.task, last.answer.items, last.sequences), "text/tab-separated-values", "tsv"));
+$("save-json").addEventListener("click", () => save(JSON.stringify(last.answer), "application/json", "json"));
+$("copy-curl").addEventListener("click", () => copy(curl(last.task, last.body), "The command"));
+$("copy-link").addEventListener("click", () => copy(link(), "The link"));
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  addEventListener(kind, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.toggle("dropping", kind === "dragover");
+    if (kind === "drop") takeFile(event.dataTransfer.files[0]);
+  });
+}
+addEventListener("hashchange", fromAddress);
+
+async function useToken() {
+  setToken($("token").value);
+  if (await meet()) {
+    $("status").textContent = "The server takes this token.";
+    $("sequence").focus();
+    fromAddress();
+  }
+}
+
+if (await meet()) fromAddress();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,139 @@
+// What is shown of one sequence's answer: words, a plot, a table; and all of it as a file.
+
+import { count } from "./fasta.js";
+import { BASES, heatMap, likelihoodTrack, signed } from "./plots.js";
+import { element } from "./strip.js";
+
+const LISTED = 10;
+
+/** The answer for one sequence, as an element; name is what the person called it. */
+export function shown(task, item, sequence, name) {
+  if (item.error) return element("p", { className: "problem", textContent: `${name}: ${item.error.message}` });
+  return { likelihood, substitutions, predict, embed }[task](item, sequence, name);
+}
+
+function likelihood(item, sequence, name) {
+  const nats = item.per_base;
+  const holder = element("div", { className: "plot" });
+  const unit = element("select", {}, element("option", { value: "nats", textContent: "nats" }),
+    element("option", { value: "bits", textContent: "bits" }));
+  unit.onchange = () => holder.replaceChildren(likelihoodTrack(sequence, nats, unit.value).root);
+  unit.onchange();
+  // numbers alone, as there may be a million
+  const places = Uint32Array.from(nats.keys()).filter((p) => nats[p] !== null).sort((a, b) => nats[a] - nats[b]);
+  const bits = item.bits_per_base === null ? "no base was scored" : `${item.bits_per_base.toFixed(4)} bits per base`;
+  const words = `${name}: ${bits}; ln p of ${count(item.scored, "base")} is ${item.nats.toFixed(2).replace("-", "−")} nats. ` +
+    "By chance it would be 2 bits per base; fewer means that the model finds the sequence likelier.";
+  return element("div", {}, element("p", { textContent: words }),
+    element("label", { className: "row" }, "Unit ", unit), holder,
+    table("The least likely bases", ["Position", "Base", "ln p (nats)"],
+      Array.from(places.slice(0, LISTED), (p) => [(p + 1).toLocaleString("en"), sequence[p], signed(nats[p])])));
+}
+
+function substitutions(item, sequence, name) {
+  const ratios = item.log_likelihood_ratio;
+  const changes = [];
+  ratios.forEach((row, p) => [...BASES].forEach((base, b) => {
+    const own = sequence[p].toUpperCase().replace("U", "T");
+    if (row?.[b] != null && base !== own) changes.push({ p, own, base, ratio: row[b] });
+  }));
+  changes.sort((a, b) => Math.abs(b.ratio) - Math.abs(a.ratio));
+  const likelier = changes.filter(({ ratio }) => ratio > 0).length;
+  const words = `${name}: ${count(changes.length, "change")} of ${count(item.length, "base")}; ` +
+    `${likelier.toLocaleString("en")} of them make the sequence likelier.`;
+  return element("div", {}, element("p", { textContent: words }),
+    element("div", { className: "plot" }, heatMap(sequence, ratios).root),
+    table("The strongest changes", ["Position", "Change", "Log-likelihood ratio (nats)"],
+      changes.slice(0, LISTED).map(({ p, own, base, ratio }) =>
+        [(p + 1).toLocaleString("en"), `${own} → ${base}`, signed(ratio)])));
+}
+
+function predict(item, _sequence, name) {
+  const { prediction, probabilities } = item;
+  const words = element("p", {}, `${name}: `);
+  if (typeof probabilities === "object" && probabilities && !Array.isArray(probabilities) &&
+      Object.values(probabilities).every((p) => typeof p === "number")) {
+    words.append(element("strong", { textContent: told(prediction) }));
+    const rows = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
+    return element("div", {}, words, bars(rows, [prediction].flat().map(String)));
+  }
+  const value = item.value ?? prediction;
+  if (Array.isArray(value) && value.length === item.length && value.length > 1) {
+    const counts = new Map();
+    for (const label of value) counts.set(String(label), (counts.get(String(label)) ?? 0) + 1);
+    words.append(`a label for each of ${count(value.length, "base")}; the table counts them, the files hold all.`);
+    return element("div", {}, words, table("Bases of each label", ["Label", "Bases"],
+      [...counts].sort(([, a], [, b]) => b - a).map(([label, n]) => [label, n.toLocaleString("en")])));
+  }
+  words.append(element("strong", { textContent: told(value) }));
+  return element("div", {}, words);
+}
+
+function told(value) {
+  if (Array.isArray(value)) return value.length ? value.map(told).join(", ") : "none of the labels";
+  return typeof value === "number" ? value.toPrecision(5) : String(value);
+}
+
+function embed(item, _sequence, name) {
+  const { embedding } = item;
+  const norm = Math.sqrt(embedding.reduce((sum, value) => sum + value * value, 0));
+  return element("div", {},
+    element("p", { textContent: `${name}: ${count(embedding.length, "number")}, of length ${norm.toPrecision(4)}. ` +
+      "Download them below; the first are:" }),
+    element("pre", { textContent: embedding.slice(0, 16).map((value) => value.toFixed(4)).join("  ") }));
+}
+
+function bars(rows, chosen) {
+  const body = element("tbody");
+  for (const [label, p] of rows) {
+    const bar = element("span", { className: "fill" });
+    bar.style.width = `${100 * Math.min(1, Math.max(0, p))}%`;
+    body.append(element("tr", { className: chosen.includes(label) ? "chosen" : "" },
+      element("th", { scope: "row", textContent: label }),
+      element("td", { className: "bar", attr: { "aria-hidden": "true" } }, bar),
+      element("td", { className: "number", textContent: p.toFixed(4) })));
+  }
+  const head = element("tr", {}, element("th", { scope: "col", textContent: "Label" }),
+    element("td", { attr: { "aria-hidden": "true" } }), element("th", { scope: "col", className: "number", textContent: "Probability" }));
+  return element("table", { className: "bars" },
+    element("caption", { textContent: "Probability of each label" }), element("thead", {}, head), body);
+}
+
+function table(caption, heads, rows) {
+  const line = (cells, tag) => element("tr", {}, ...cells.map((text) => element(tag, { textContent: text })));
+  const head = line(heads, "th");
+  for (const cell of head.children) cell.scope = "col";
+  return element("details", { open: rows.length > 0 && rows.length <= LISTED },
+    element("summary", { textContent: caption }),
+    element("table", {}, element("caption", { className: "unseen", textContent: caption }),
+      element("thead", {}, head), element("tbody", {}, ...rows.map((row) => line(row, "td")))));
+}
+
+/** All items as a table of text; the first position is 1, NA stands where nothing is scored. */
+export function tsv(task, items, sequences) {
+  const lines = items.filter(({ error }) => error).map(({ id, error }) => `# ${id}: ${error.message}`);
+  const good = items.map((item, row) => [item, sequences[row].sequence]).filter(([item]) => !item.error);
+  const cell = (value) => (value == null ? "NA" : String(value).replace(/[\t\r\n]/g, " "));
+  const add = (...cells) => lines.push(cells.map(cell).join("\t"));
+  if (task === "likelihood") {
+    add("id", "position", "base", "nats");
+    for (const [item, sequence] of good) item.per_base.forEach((nats, p) => add(item.id, p + 1, sequence[p], nats));
+  } else if (task === "substitutions") {
+    add("id", "position", "reference", ...BASES);
+    for (const [item, sequence] of good) {
+      item.log_likelihood_ratio.forEach((row, p) => add(item.id, p + 1, sequence[p], ...(row ?? [null, null, null, null])));
+    }
+  } else if (task === "embed") {
+    add("id", ...(good[0]?.[0].embedding ?? []).map((_, number) => `d${number}`));
+    for (const [item] of good) add(item.id, ...item.embedding);
+  } else {
+    const first = good[0]?.[0].probabilities;
+    const labels = first && !Array.isArray(first) ? Object.keys(first) : [];
+    add("id", "prediction", ...labels);
+    for (const [item] of good) {
+      const value = item.prediction ?? item.value;
+      add(item.id, Array.isArray(value) ? value.join(",") : value, ...labels.map((label) => item.probabilities[label]));
+    }
+  }
+  return `${lines.join("\n")}\n`;
+}

@@ -1,0 +1,197 @@
+"""What clients send and get, as OpenAPI tells it. Sequences are strings of IUPAC letters, log-probabilities nats."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Strand = Literal["both", "forward", "reverse"]
+Pool = Literal["mean", "max", "last"]
+
+_DNA = "ACGTTGCATGTCGCATGATGCATGAGAGCTACGTAACGGT"
+
+
+def _text(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON can spell half of a pair of code units, which is no character
+            raise ValueError("not Unicode text") from error
+    return value
+
+
+class Input(BaseModel):
+    """One sequence to work on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: Annotated[str, Field(max_length=256), AfterValidator(_text)] | None = Field(
+        default=None, description="Comes back with the answer. Default: its number in the request, from 1."
+    )
+    sequence: Annotated[str, AfterValidator(_text)] = Field(description="DNA in IUPAC letters, of either case.")
+
+
+def example(**options: Any) -> ConfigDict:
+    """The configuration of a request with an example of it."""
+    sequences = [{"id": "first", "sequence": _DNA}, {"sequence": _DNA[::-1]}]
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"sequences": sequences} | options]})
+
+
+class Request(BaseModel):
+    """What all requests have."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sequences: list[Input] = Field(min_length=1, description="Answered in this order.")
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which the answer is not wanted any more. Default, and most: the server's deadline.",
+    )
+
+    def named_sequences(self) -> list[tuple[str, str]]:
+        """Pairs of id and sequence."""
+        numbered = enumerate(self.sequences, start=1)
+        return [(str(number) if one.id is None else one.id, one.sequence) for number, one in numbered]
+
+
+class LikelihoodRequest(Request):
+    """How likely sequences are to the model."""
+
+    model_config = example(per_base=True)
+
+    per_base: bool = Field(default=False, description="Also the log-probability of each base.")
+    strand: Strand = Field(default="forward", description="Strand that is read; both: the mean of both.")
+
+
+class EmbedRequest(Request):
+    """Hidden states of sequences, pooled over their bases."""
+
+    model_config = example(layer=-1, pool="mean")
+
+    layer: int = Field(
+        default=-1, description="Block whose output is taken; 0 is the embedding of the letters, -1 the last block."
+    )
+    pool: Pool = Field(default="mean", description="Over the bases: their mean, the largest values, the last base.")
+
+
+class PredictRequest(Request):
+    """What a fine-tuned model says of sequences."""
+
+    model_config = example()
+
+    adapter: str | None = Field(
+        default=None, description="Name of the adapter, of those in /v1/models. Default: the only one."
+    )
+
+
+class SubstitutionsRequest(Request):
+    """The effect of every single-base change of sequences."""
+
+    model_config = example(strand="forward")
+
+    strand: Strand = Field(default="forward", description="Strand that is read; both: the mean of both.")
+
+
+class ErrorDetail(BaseModel):
+    """Why there is no answer."""
+
+    code: str
+    message: str
+
+
+class Error(BaseModel):
+    """A refusal."""
+
+    error: ErrorDetail
+
+
+class Item(BaseModel):
+    """The answer for one sequence; with `error` instead of results where this sequence could not be read."""
+
+    id: str
+    length: int | None = Field(default=None, description="Bases.")
+    error: ErrorDetail | None = None
+
+
+class LikelihoodItem(Item):
+    """How likely one sequence is."""
+
+    scored: float | None = Field(
+        default=None, description="Bases scored: A, C, G, T after the first one; of both strands the mean."
+    )
+    nats: float | None = Field(default=None, description="Sum of their ln p.")
+    bits_per_base: float | None = None
+    per_base: list[float | None] | None = Field(default=None, description="ln p of each base; null if not scored.")
+
+
+class EmbedItem(Item):
+    """The embedding of one sequence."""
+
+    embedding: list[float] | None = None
+
+
+class PredictItem(Item):
+    """The prediction for one sequence."""
+
+    prediction: str | list[str] | float | None = Field(
+        default=None, description="A label, the labels that hold, the label of each base, or a number."
+    )
+    probabilities: dict[str, float | list[float]] | None = Field(
+        default=None, description="Of each label, of bases a list; of a regression there are none."
+    )
+    value: float | None = Field(default=None, description="Of a regression.")
+
+
+class SubstitutionsItem(Item):
+    """The effect of every single-base change of one sequence."""
+
+    bases: str | None = Field(default=None, description="What the four numbers of a row stand for: ACGT.")
+    log_likelihood_ratio: list[list[float | None] | None] | None = Field(
+        default=None,
+        description="For each base four numbers, alternative minus reference, in nats; the reference's own is 0.",
+    )
+
+
+class Answer(BaseModel):
+    """Items in the order of the request."""
+
+    model: str
+
+
+class LikelihoodAnswer(Answer):
+    """Likelihoods, in the order of the request."""
+
+    items: list[LikelihoodItem]
+
+
+class EmbedAnswer(Answer):
+    """Embeddings, in the order of the request."""
+
+    items: list[EmbedItem]
+
+
+class PredictAnswer(Answer):
+    """Predictions, in the order of the request."""
+
+    items: list[PredictItem]
+
+
+class SubstitutionsAnswer(Answer):
+    """Effects of substitutions, in the order of the request."""
+
+    items: list[SubstitutionsItem]
+
+
+class Models(BaseModel):
+    """The model that is served, and what a request may ask for."""
+
+    models: list[dict[str, Any]]
+    limits: dict[str, Any]
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: str

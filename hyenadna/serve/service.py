@@ -1,0 +1,183 @@
+"""From a checked job to its answer: what is taken on, until when, and what happens if the client leaves."""
+
+import asyncio
+import json
+import math
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from hyenadna.errors import HyenaError
+from hyenadna.serve.batcher import Batcher, DeadlineExceeded, QueueFull
+from hyenadna.serve.config import ServeConfig
+from hyenadna.serve.exchange import LEFT, Exchange, Refusal
+from hyenadna.serve.jobs import Job
+from hyenadna.serve.metrics import Metrics
+from hyenadna.serve.served_model import ServedModel
+
+_MOST_REQUESTS = 512
+"""That wait for their answers at once; short ones would otherwise come to more connections than a process may have."""
+_LARGE_TOKENS = 1024
+"""From which on an answer may have thousands of numbers, at a microsecond and a half each."""
+_RETRY_S = 5
+"""What a client is told to wait for another server while this one stops."""
+
+
+class Service:
+    """A model, the batcher in front of it, and the requests whose work was taken on.
+
+    Attributes
+    ----------
+    is_draining : bool      whether the server was told to stop: it takes on nothing, and ends what it has
+    """
+
+    def __init__(self, model: ServedModel, batcher: Batcher, config: ServeConfig) -> None:
+        self.model, self.batcher, self.config = model, batcher, config
+        self.metrics = Metrics(batcher, model.description)
+        self.is_draining = False
+        self._accepted: set[Exchange] = set()
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What is refused above, as clients read it."""
+        config = self.config
+        return {
+            "body_bytes": config.max_body,
+            "sequences": config.max_sequences,
+            "sequence_bases": config.max_sequence,
+            "request_tokens": config.max_request_tokens,
+            "queue_tokens": config.queue_tokens,
+            "deadline_s": config.deadline,
+        }
+
+    def check_ready(self) -> None:
+        """Whether new work would be taken on.
+
+        Raises
+        ------
+        Refusal                 the server stops, or its model does
+        """
+        if self.is_draining:
+            raise Refusal(503, "the server is stopping", {"retry-after": str(_RETRY_S), "connection": "close"})
+        self.check_health()
+
+    def check_health(self) -> None:
+        """Whether the model still runs.
+
+        Raises
+        ------
+        Refusal                 it does not
+        """
+        if not self.batcher.is_running:
+            raise Refusal(503, "the model stopped; restart the server", {"retry-after": str(_RETRY_S)})
+
+    def check_sequences(self, sequences: list[tuple[str, str]]) -> None:
+        """Whether they are within the limits, before anything is made of them.
+
+        Raises
+        ------
+        Refusal                 too many, or one too long
+        """
+        if len(sequences) > self.config.max_sequences:
+            raise Refusal(
+                413,
+                f"{len(sequences):,} sequences; a request takes {self.config.max_sequences:,} (--max-sequences)",
+            )
+        longest = max(len(sequence) for _, sequence in sequences)
+        if longest > self.config.max_sequence:
+            raise Refusal(
+                413, f"a sequence of {longest:,} bases; at most {self.config.max_sequence:,} are read (--max-sequence)"
+            )
+
+    async def answer(self, request: Request, job: Job, timeout_s: float | None) -> Response:
+        """The job's answer, once it is computed.
+
+        Raises
+        ------
+        Refusal                 too many tokens, no room in the queue, too late, or the server stops
+        """
+        tokens, most = job.tokens, self.config.max_request_tokens
+        exchange: Exchange = request.scope["exchange"]
+        exchange.tokens = tokens
+        if tokens > most:
+            raise Refusal(
+                413, f"the request costs {tokens:,} tokens, at most {most:,} are taken; send fewer or shorter sequences"
+            )
+        self.check_ready()
+        if len(self._accepted) >= _MOST_REQUESTS:
+            raise Refusal(429, f"{_MOST_REQUESTS} requests wait already; come again", {"retry-after": "1"})
+        self._accepted.add(exchange)
+        seconds = min(timeout_s or math.inf, self.config.deadline)
+        items = await self._computed(request, job, seconds)
+        if items is None:
+            return Response(status_code=LEFT)
+        found = {"model": self.model.name, "items": items}
+        # the text of a large answer takes longer to write than others should wait; a small one less than a thread does
+        body = encoded(found) if tokens < _LARGE_TOKENS else await asyncio.to_thread(encoded, found)
+        return Response(body, media_type="application/json")
+
+    def finished(self, exchange: Exchange) -> None:
+        """The request's answer is sent, or nobody waits for it."""
+        self._accepted.discard(exchange)
+
+    async def drain(self) -> None:
+        """Take on no more, and return when every answer that was promised is sent."""
+        self.is_draining = True
+        await self.batcher.drain()
+        while self._accepted:
+            await asyncio.sleep(0.02)
+
+    async def _computed(self, request: Request, job: Job, seconds: float) -> list[dict[str, Any]] | None:
+        """The items, or None if the client left first."""
+        work = asyncio.ensure_future(self.batcher.submit(job, deadline=seconds))
+        left = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        except QueueFull as error:
+            wait = str(max(1, math.ceil(error.retry_after)))
+            raise Refusal(429, str(error), {"retry-after": wait}) from error
+        except DeadlineExceeded as error:
+            raise Refusal(504, str(error)) from error
+        except HyenaError:
+            # it ended between the check and now
+            self.check_ready()
+            raise
+        finally:
+            work.cancel()
+            left.cancel()
+            await asyncio.gather(work, left, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def encoded(value: Any) -> str:
+    """The value as JSON; its numbers have 8 digits, which are within a unit of float32's last place.
+
+    The json module holds the interpreter until it is done, a tenth of a second for the changes of 20,000 bases, in
+    which nobody else is answered; this does not.
+
+    Raises
+    ------
+    ValueError              a number that JSON does not have
+
+    Examples
+    --------
+    >>> encoded({"id": "a", "nats": [-1.23456789123, None]})
+    '{"id":"a","nats":[-1.2345679,null]}'
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a number that is not finite")
+        return f"{value:.8g}"
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join([encoded(element) for element in value])}]"
+    if isinstance(value, dict):
+        return f"{{{','.join([f'{json.dumps(name)}:{encoded(element)}' for name, element in value.items()])}}}"
+    return json.dumps(value)
