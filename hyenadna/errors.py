@@ -67,6 +67,10 @@ class NotFiniteError(HyenaError):
     """Training met a loss or a gradient that is not a number."""
 
 
+class LossTooLarge(HyenaError):
+    """Quantisation costs more bits per base than was allowed; nothing was written."""
+
+
 class OutOfMemory(HyenaError):
     """The device's memory does not hold the job; 137 is what the kernel's own kill gives."""
 

@@ -1,6 +1,7 @@
 """Drawing: each function takes arrays and axes and returns the axes; `save` writes the figure and its numbers."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,14 @@ def write_png(drawn: "Figure", path: Path) -> None:
     WriteError              the disk is full or the folder read-only
     """
     with atomic_write(path) as temporary:
-        drawn.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+        temporary.write_bytes(png(drawn))
+
+
+def png(drawn: "Figure") -> bytes:
+    """The figure as the contents of a PNG file."""
+    file = io.BytesIO()
+    drawn.savefig(file, format="png", dpi=_DOTS_PER_INCH)
+    return file.getvalue()
 
 
 def write_tsv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -26,7 +26,8 @@ FAILURES = [
 CODES = {
     "HyenaError": 1, "UsageError": 2, "InputError": 3, "FastaError": 3, "IntervalError": 3, "StaleIndexError": 3,
     "CheckpointError": 3, "ProbeError": 3, "SequenceTooLong": 3, "HubError": 1, "RunFolderError": 2, "WriteError": 1,
-    "DownloadError": 1, "MissingExtra": 1, "NotFiniteError": 1, "OutOfMemory": 137, "ShapeError": 2, "KernelError": 1,
+    "DownloadError": 1, "MissingExtra": 1, "LossTooLarge": 1, "NotFiniteError": 1, "OutOfMemory": 137, "ShapeError": 2,
+    "KernelError": 1,
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def convert(
     if found.layout == "hyena":
         found.verify()
     if to == "hyena":
-        checkpoint.save(found.model, out, overwrite=overwrite, **_provenance(found))
+        checkpoint.save(found.model, out, overwrite=overwrite, **provenance(found))
     else:
         checkpoint.export(found.model, out, to, card=found.card, overwrite=overwrite)
     notice(f"wrote {out} in the layout {to}; base_sha256 {found.base_sha256}")
@@ -57,9 +57,9 @@ def shift_question(shift: float) -> str:
     )
 
 
-def _provenance(found: "Checkpoint") -> dict[str, Any]:
+def provenance(found: "Checkpoint") -> dict[str, Any]:
+    """What a model folder made of this model should say of where it comes from, as `checkpoint.save` takes it."""
     if found.layout == "hyena":
-        extra = {name: found.json(name) for name in found.description.get("extra", ())}
-        return {"card": found.card, "training": found.description.get("training"), "extra": extra}
+        return {"card": found.card, "training": found.description.get("training"), "extra": found.extra}
     origin = {"layout": found.layout, "name": found.name, "weights_sha256": found.weights_sha256}
     return {"training": {"converted_from": origin}}

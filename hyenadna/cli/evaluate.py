@@ -171,7 +171,7 @@ def _data(model: str, filter_length: int, pack: "Pack", part: Part, contigs: str
     if length is not None and length > filter_length:
         raise SequenceTooLong(f"--length {length:,} is more than the {filter_length:,} bases that {model} takes")
     window = length or max(2, filter_length - 2)
-    split = _stored_split(model, pack)
+    split = stored_split(model, pack)
     is_stored = split is not None
     if split is None:
         split = hashed_split(kept_contigs(pack.lengths, contigs).intervals, pack, window)
@@ -194,7 +194,7 @@ def _data(model: str, filter_length: int, pack: "Pack", part: Part, contigs: str
     return _Data(pack, split, is_stored, part, sorted(intervals), window)
 
 
-def _stored_split(model: str, pack: "Pack") -> "Split | None":
+def stored_split(model: str, pack: "Pack") -> "Split | None":
     """The split that the model was trained with, if it is one of this genome: same contigs, same lengths."""
     from hyenadna.data.splits import read_splits
     from hyenadna.model.hub import find_model
@@ -224,7 +224,7 @@ def _refuse_the_bundled(model: str, pack: "Pack") -> None:
 
     path = find_model(model) / "split.json"
     sources = [split.source for split in read_splits(path)] if path.exists() else []
-    if sources and _stored_split(model, pack) is None:
+    if sources and stored_split(model, pack) is None:
         raise UsageError(
             f"{model} was trained on {', '.join(sources)}; say by --fasta where that, or another genome, is"
         )

@@ -26,6 +26,7 @@ VERBS = {
     "finetune": "hyenadna.cli.finetune:finetune",
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
+    "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
     "serve": "hyenadna.cli.serve:serve",
     "convert": "hyenadna.cli.convert:convert",

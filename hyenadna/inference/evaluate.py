@@ -149,7 +149,7 @@ def _code_lengths(
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits = model(tokens.to(device)).logits[:, :-1].float()
     bits, elsewhere = torch.zeros(inside.shape), torch.zeros(inside.shape)
-    bits[:, 1:], elsewhere[:, 1:] = (part.cpu() for part in _bits(logits, code[:, 1:].to(device)))
+    bits[:, 1:], elsewhere[:, 1:] = (part.cpu() for part in base_bits(logits, code[:, 1:].to(device)))
     broken = inside & ~torch.isfinite(bits)
     if broken.any():
         window = batch.windows[int(broken.any(dim=1).nonzero()[0])]
@@ -161,7 +161,7 @@ def _code_lengths(
     return bits[inside].double().numpy(), elsewhere[inside].double().numpy()
 
 
-def _bits(logits: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+def base_bits(logits: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     """Of logits (B, L, 16) and bases 0 ... 3 (B, L): -log2 of the probability among bases, and the mass elsewhere."""
     bases = logits[..., A : A + 4]
     others = torch.cat((logits[..., :A], logits[..., A + 4 :]), dim=-1).logsumexp(dim=-1)

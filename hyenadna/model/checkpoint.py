@@ -75,9 +75,22 @@ class Checkpoint:
         return read_json(self.folder / name)
 
     @property
+    def extra(self) -> dict[str, Any]:
+        """The further files of our own layout, as `save` takes them."""
+        return {name: self._further(name) for name in map(str, self.description.get("extra", ()))}
+
+    @property
     def base_sha256(self) -> str:
         """The SHA-256 of the weights."""
         return base_sha256(self.model.state_dict())
+
+    def _further(self, name: str) -> Any:
+        if not name.endswith(".png"):
+            return self.json(name)
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / name} could not be read: {error.strerror}") from error
 
     def verify(self) -> float:
         """The probe's largest difference, as a share of the largest logit; for our own layout only.
@@ -198,11 +211,11 @@ def save(
     training : mapping, optional
         What the model was trained on and how, for config.json; anything that JSON holds.
     extra : mapping, optional
-        Further files by name, such as {'split.json': ...}; anything that JSON holds.
+        Further files by name, such as {'split.json': ...}: anything that JSON holds, or the bytes of a PNG.
 
     Raises
     ------
-    UsageError              the folder holds something, or an extra file's name is not NAME.json
+    UsageError              the folder holds something, or an extra file's name is not NAME.json or NAME.png
     NotFiniteError          the weights give logits that are not numbers
     WriteError              no space, or read-only; what was there before is unchanged
     """
@@ -220,7 +233,7 @@ def model_files(
     """The contents of a model folder by name; takes and raises what `save` does."""
     extra = dict(extra or {})
     for name in extra:
-        if Path(name).name != name or not name.endswith(".json") or name in MODEL_FILES:
+        if Path(name).name != name or not name.endswith((".json", ".png")) or name in MODEL_FILES:
             raise UsageError(f"{name!r} cannot be a further file of a model folder; it takes names such as split.json")
     tensors = stored(model, model.state_dict())
     digest = base_sha256(tensors)
@@ -237,8 +250,8 @@ def model_files(
         "config.json": json_bytes(description),
         "model.safetensors": safetensors_bytes(tensors, digest),
         "probe.json": json_bytes(probe(build(model.config, tensors, Path(), model.quantization))),
-        "README.md": (card or _plain_card(model)).encode(),
-        **{name: json_bytes(value) for name, value in extra.items()},
+        "README.md": (card or plain_card(model)).encode(),
+        **{name: value if isinstance(value, bytes) else json_bytes(value) for name, value in extra.items()},
     }
 
 
@@ -264,7 +277,7 @@ def export(
         )
     tensors = stored(model, model.state_dict())
     files = hugging_face_files(model, tensors) if layout == "hf" else original_files(model, tensors)
-    text = (card or _plain_card(model)).replace(MARK, "").rstrip()
+    text = (card or plain_card(model)).replace(MARK, "").rstrip()
     files["README.md"] = f"{text}\n\n{MARK}\n".encode()
     digest = base_sha256(tensors)
 
@@ -301,7 +314,8 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(finite, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _plain_card(model: HyenaDNA) -> str:
+def plain_card(model: HyenaDNA) -> str:
+    """The card of a model about which nothing else is known."""
     config, parameters = model.config, weight_count(model)
     return f"""---
 library_name: hyenadna
