@@ -309,6 +309,13 @@ async def test_a_full_queue_says_when_to_come_again():
         await asyncio.gather(one, two)
 
 
+def test_a_failure_is_told_without_its_words(capsys):
+    test_a_failure_stays_with_its_item()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "secret" not in "".join(told)
+    assert all(line.startswith("hyena: defect: RuntimeError in ") and "(batcher.py:" in line for line in told)
+
+
 @in_a_loop
 async def test_a_failure_stays_with_its_item():
     machine = Machine(free=True)

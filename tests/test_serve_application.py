@@ -87,6 +87,16 @@ class TestAnswers:
         assert answer["limits"]["body_bytes"] == 1000 and answer["limits"]["sequence_bases"] == 77
         assert answer["models"][0]["adapters"].keys() == {"classes", "level"}
 
+    @pytest.mark.parametrize("tokens", [63, 64, 1000, 2048, 5000, 1 << 22])
+    def test_the_longest_substitutions_told_are_the_longest_taken(self, model, tokens):
+        app = Application(model, max_request_tokens=tokens)
+        longest = app.ask("GET", "/v1/models").json()["limits"]["substitutions_bases"]
+        assert 0 <= longest <= model.context
+        for length in {longest, longest + 1} - {0}:
+            response = app.post("substitutions", {"sequences": [{"sequence": "A" * length}]})
+            taken = response.status_code == 200 and "error" not in response.json()["items"][0]
+            assert taken == (length <= longest)
+
     def test_state(self, app):
         assert app.ask("GET", "/health").json() == {"status": "ok"}
         assert app.ask("GET", "/ready").json() == {"status": "ready"}
@@ -134,17 +144,23 @@ class TestRefusals:
         [
             ({}, "sequences: Field required"),
             ({"sequences": []}, "sequences: List should have at least 1 item"),
-            ({"sequences": ["ACGT"]}, r"sequences\.0: "),
+            ({"sequences": ["ACGT"]}, r"sequences\.0: it must be an object; /openapi.json has examples$"),
             ({"sequences": [{"sequence": 5}]}, r"sequences\.0\.sequence: Input should be a valid string"),
             ({"sequences": [{"sequence": "A", "id": 5}]}, r"sequences\.0\.id: Input should be a valid string"),
             ({"sequences": [{"sequence": "A", "id": "x" * 257}]}, r"sequences\.0\.id: String should have at most 256"),
-            ({"sequences": [{"sequence": "A", "path": "/etc"}]}, r"sequences\.0\.path: Extra inputs"),
+            (
+                {"sequences": [{"sequence": "A", "path": "/etc"}]},
+                r"sequences\.0\.path: there is no such option here; /openapi.json has examples$",
+            ),
             ({"sequences": [{"sequence": "\ud800"}]}, r"sequences\.0\.sequence: Value error, not Unicode text"),
-            ({"sequences": [{"sequence": "A"}], "strand": "-"}, "strand: Input should be 'both', 'forward' or 'rev"),
+            ({"sequences": [{"sequence": "A"}], "strand": "-"}, "strand: Input should be 'forward', 'reverse' or 'b"),
             ({"sequences": [{"sequence": "A"}], "per_base": "yes"}, "per_base: Input should be a valid boolean"),
             ({"sequences": [{"sequence": "A"}], "timeout_s": 0}, "timeout_s: Input should be greater than 0"),
             (b'{"sequences": [{"sequence": "A"}], "timeout_s": 1e999}', "timeout_s: Input should be a finite number"),
-            ({"sequences": [{"sequence": "A"}], "SECRETSECRETSECRET" * 9: 1}, "^(SECRET|ET|CRET)+.{0,5}: Extra"),
+            (
+                {"sequences": [{"sequence": "A"}], "SECRETSECRETSECRET" * 9: 1},
+                "^(SECRET|ET|CRET)+.{0,5}: there is no such option",
+            ),
         ],
     )
     def test_another_form(self, app, body, match):
@@ -196,8 +212,8 @@ class TestRefusals:
     def test_addresses_and_methods(self, app):
         refused(app.ask("GET", "/v1/generate"), 404, "not_found", "/openapi.json tells")
         refused(app.ask("GET", "/docs"), 404, "not_found", "nothing at this address")
-        refused(app.ask("GET", "/v1/embed"), 405, "method_not_allowed", "Method Not Allowed")
-        refused(app.ask("POST", "/health"), 405, "method_not_allowed", "Method Not Allowed")
+        refused(app.ask("GET", "/v1/embed"), 405, "method_not_allowed", "this address takes POST alone")
+        refused(app.ask("POST", "/health"), 405, "method_not_allowed", "this address takes GET alone")
 
     def test_the_queue_is_full(self, app):
         answering(app, QueueFull("8 tokens wait already", 2.2))

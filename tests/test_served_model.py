@@ -51,7 +51,7 @@ def test_a_model_with_adapters(folders):
     expected = Predictor(adapter.load(folders / "run"), reverse_complement=True)([encode("ACGTTGCA" * 4)])[0]
     np.testing.assert_allclose(list(predictions(model, "run")["probabilities"].values()), expected, atol=1e-6)
     [expected] = Predictor(adapter.load(folders / "levels"))([encode("ACGTTGCA" * 4)])
-    assert predictions(model, "levels")["value"] == pytest.approx(expected[0], rel=1e-6)
+    assert predictions(model, "levels")["prediction"] == pytest.approx(expected[0], rel=1e-6)
 
 
 def test_what_clients_are_told(folders):

@@ -39,7 +39,9 @@ def test_reverse_complement_leaves_special_tokens():
     assert reverse_complement_tokens(np.array([[1, 4, 7, 11]], dtype=np.uint8)).tolist() == [[11, 10, 4, 1]]
 
 
-@pytest.mark.parametrize("sequence, letter, position", [("ACG*", r"'\*'", 4), ("E", "'E'", 1), ("AC-GT", "'-'", 3)])
+@pytest.mark.parametrize(
+    "sequence, letter, position", [("ACG*", r"'\*'", 4), ("E", "'E'", 1), ("AC-GT", "'-'", 3), ("ACé", "'é'", 3)]
+)
 def test_other_characters_are_refused(sequence, letter, position):
     with pytest.raises(
         InputError, match=f"character {letter} at position {position} is no nucleotide; allowed are ACGTU"

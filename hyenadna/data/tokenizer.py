@@ -54,14 +54,15 @@ def encode(sequence: str | bytes | NDArray[np.uint8], n_token: Literal["n", "pad
     >>> encode("ACgtRN").tolist()
     [7, 8, 9, 10, 11, 11]
     """
-    if isinstance(sequence, str):
-        sequence = sequence.encode("utf-8")
-    letters = np.frombuffer(sequence, dtype=np.uint8) if isinstance(sequence, bytes) else sequence
+    as_bytes = sequence.encode("utf-8") if isinstance(sequence, str) else sequence
+    letters = np.frombuffer(as_bytes, dtype=np.uint8) if isinstance(as_bytes, bytes) else as_bytes
     tokens = TOKEN_OF_BYTE[letters]
     if (tokens == 255).any():
         position = int(np.argmax(tokens == 255))
+        # all before it is ASCII, so that a string has its letter at the same place
+        letter = sequence[position] if isinstance(sequence, str) else chr(letters[position])
         raise InputError(
-            f"character {chr(letters[position])!r} at position {position + 1} is no nucleotide; "
+            f"character {letter!r} at position {position + 1} is no nucleotide; "
             f"allowed are {IUPAC} in either case: is this DNA?"
         )
     if n_token == "pad":

@@ -217,8 +217,12 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    messages = {404: "there is nothing at this address; /openapi.json tells what there is"}
-    refusal = Refusal(error.status_code, messages.get(error.status_code, error.detail), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    messages = {
+        404: "there is nothing at this address; /openapi.json tells what there is",
+        405: f"this address takes {headers.get('Allow')} alone",
+    }
+    refusal = Refusal(error.status_code, messages.get(error.status_code, error.detail), headers)
     return await _refused(request, refusal)
 
 
@@ -229,4 +233,9 @@ async def _not_valid(request: Request, error: Exception) -> Response:
     place = ".".join(str(part)[:64] for part in first["loc"][1:])
     if not place:
         return await _refused(request, Refusal(400, "the body must be a JSON object; /openapi.json has examples"))
-    return await _refused(request, Refusal(422, f"{place}: {first['msg']}"))
+    # pydantic's own words for these two are about Python
+    said = {
+        "model_attributes_type": "it must be an object",
+        "extra_forbidden": "there is no such option here",
+    }.get(first["type"], first["msg"])
+    return await _refused(request, Refusal(422, f"{place}: {said}; /openapi.json has examples"))

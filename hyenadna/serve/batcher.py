@@ -10,13 +10,13 @@ model, and a small one that comes while large ones are computed waits for the ba
 import asyncio
 import contextlib
 import dataclasses
-import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from hyenadna.errors import HyenaError
+from hyenadna.serve.exchange import tell_defect
 from hyenadna.serve.jobs import Job, Work
 from hyenadna.serve.served_model import ServedModel
 from hyenadna.serve.units import Kind, Result, Unit
@@ -320,6 +320,6 @@ def _results(model: ServedModel, units: list[Unit]) -> list[Result | Exception]:
     except Exception as error:  # whatever goes wrong with a batch, others must go on
         if len(units) == 1:
             if not isinstance(error, HyenaError):
-                logging.getLogger(__name__).error("the model failed on a unit of work", exc_info=error)
+                tell_defect(error)
             return [error.with_traceback(None)]  # which would keep what the model held
     return [_results(model, [unit])[0] for unit in units]

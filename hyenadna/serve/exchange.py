@@ -1,8 +1,11 @@
-"""A request and its answer on their way through the layers: what they say to each other, and how they refuse."""
+"""A request and its answer on their way through the layers: what they say to each other, how they refuse and fail."""
 
 import dataclasses
 import json
+import sys
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -58,6 +61,13 @@ class Exchange:
 
     tokens: int = 0
     """That it costs the model."""
+
+
+def tell_defect(error: Exception) -> None:
+    """One line on stderr: the class and the last calls, but not its message, which may hold what a client sent."""
+    calls = traceback.extract_tb(error.__traceback__)[-6:]
+    places = " > ".join(f"{Path(call.filename).name}:{call.lineno}" for call in calls)
+    print(f"hyena: defect: {type(error).__name__} in {calls[-1].name} ({places})", file=sys.stderr, flush=True)
 
 
 def header(scope: Scope, name: str) -> str | None:

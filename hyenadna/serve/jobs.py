@@ -4,11 +4,12 @@ What is wrong with one sequence stands in its own item, as `empty`, `not_dna`, `
 where the model gave no numbers.
 """
 
+import bisect
 import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,6 @@ class Job(ABC):
     model: ServedModel
     sequences: Sequence[tuple[str, str]]
     """Pairs of id and sequence, of any length and content."""
-
-    task: ClassVar[str]
-    """The last part of its address, and its name in metrics."""
 
     @property
     def tokens(self) -> int:
@@ -142,8 +140,6 @@ class LikelihoodJob(Job):
     per_base: bool = False
     strand: Strand = "forward"
 
-    task = "likelihood"
-
     def cost(self, length: int) -> int:
         """One row a window and strand."""
         return (2 if self.strand == "both" else 1) * _cost(self.model, length, self.model.context)
@@ -167,13 +163,11 @@ class SubstitutionsJob(Job):
 
     strand: Strand = "forward"
 
-    task = "substitutions"
-
     def cost(self, length: int) -> int:
-        """About two tokens for every pair of bases: three changes and their reference, from the change on."""
+        """What a strand costs, once or twice."""
         if not 0 < length <= self.model.context:
             return SHORTEST  # its item will say what is wrong with it
-        return (2 if self.strand == "both" else 1) * 2 * length * max(SHORTEST, length)
+        return (2 if self.strand == "both" else 1) * _cost_of_changes(length)
 
     def pieces(self, tokens: NDArray[np.uint8], batch_tokens: int) -> Pieces:
         """Some changes each."""
@@ -196,8 +190,6 @@ class EmbedJob(Job):
 
     layer: int = -1
     pool: Pool = "mean"
-
-    task = "embed"
 
     def __post_init__(self) -> None:
         self.model.network.block_of(self.layer)
@@ -235,8 +227,6 @@ class PredictJob(Job):
 
     adapter: str | None = None
     """Default: the only one."""
-
-    task = "predict"
 
     def __post_init__(self) -> None:
         names = ", ".join(self.model.adapters)
@@ -297,11 +287,21 @@ class PredictJob(Job):
         return _prediction(task, np.mean(results, axis=0))
 
 
+def longest_substituted(model: ServedModel, tokens: int) -> int:
+    """Bases of the longest sequence all of whose substitutions cost at most so many tokens, on one strand."""
+    return bisect.bisect_right(range(1, model.context + 1), tokens, key=_cost_of_changes)
+
+
+def _cost_of_changes(length: int) -> int:
+    """About two tokens for every pair of bases: three changes and their reference, from the change on."""
+    return 2 * length * max(SHORTEST, length)
+
+
 def _prediction(task: Task, values: NDArray[np.float64]) -> Item:
     """Of probabilities (K,), for nucleotides (L, K), or a regression's number (1,): what they say, and themselves."""
     labels = task.labels
     if task.kind == "regression":
-        return {"prediction": float(values[0]), "value": float(values[0])}
+        return {"prediction": float(values[0])}
     probabilities = dict(zip(labels, values.T.tolist(), strict=True))
     match task.kind:
         case "nucleotide":

@@ -2,10 +2,9 @@
 
 import datetime
 import time
-import traceback
 
 from hyenadna.progress import notice
-from hyenadna.serve.exchange import LEFT, Asgi, Exchange, Message, Receive, Refusal, Scope, Send
+from hyenadna.serve.exchange import LEFT, Asgi, Exchange, Message, Receive, Refusal, Scope, Send, tell_defect
 from hyenadna.serve.security import HEADERS
 from hyenadna.serve.service import Service
 
@@ -46,7 +45,7 @@ class Observed:
                 except Refusal as refusal:
                     await refusal.send(send_with_headers)
                 except Exception as error:
-                    _tell_defect(error)
+                    tell_defect(error)
                     if status == LEFT:
                         await Refusal(500, "the server failed; its log says where").send(send_with_headers)
         finally:
@@ -60,9 +59,3 @@ class Observed:
                 now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 notice(f"{now} {method} {route} {status} {seconds:.3f} s {exchange.tokens} tokens")
-
-
-def _tell_defect(error: Exception) -> None:
-    # where and of which class, but not its message, which may hold what a client sent
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    notice(f"hyena: defect: {type(error).__name__} in {frame.name} ({frame.filename}:{frame.lineno})")

@@ -1,11 +1,11 @@
 """What clients send and get, as OpenAPI tells it. Sequences are strings of IUPAC letters, log-probabilities nats."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Strand = Literal["both", "forward", "reverse"]
-Pool = Literal["mean", "max", "last"]
+from hyenadna.inference.likelihood import Strand
+from hyenadna.serve.units import Pool
 
 _DNA = "ACGTTGCATGTCGCATGATGCATGAGAGCTACGTAACGGT"
 
@@ -136,12 +136,13 @@ class PredictItem(Item):
     """The prediction for one sequence."""
 
     prediction: str | list[str] | float | None = Field(
-        default=None, description="A label, the labels that hold, the label of each base, or a number."
+        default=None,
+        description="A label; of a multilabel task the labels that hold; of nucleotides a letter for each base; of a "
+        "regression a number.",
     )
     probabilities: dict[str, float | list[float]] | None = Field(
         default=None, description="Of each label, of bases a list; of a regression there are none."
     )
-    value: float | None = Field(default=None, description="Of a regression.")
 
 
 class SubstitutionsItem(Item):

@@ -18,6 +18,7 @@ from hyenadna.errors import CheckpointError, UsageError
 from hyenadna.finetune import adapter as adapter_folder
 from hyenadna.finetune.adapter_batch import AdapterBatch
 from hyenadna.finetune.sequence_model import SequenceModel
+from hyenadna.inference.likelihood import context_of
 from hyenadna.kernels.fft_conv import good_size
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.packed_linear import bits_per_weight, weight_count
@@ -65,7 +66,6 @@ class ServedModel:
     Attributes
     ----------
     context : int           bases that are read at once: two fewer than the filters have taps
-    stride : int            bases between the windows of longer sequences: half of that
 
     Raises
     ------
@@ -81,8 +81,7 @@ class ServedModel:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.network, self.name, self.adapters, self.dtype = network.eval(), name, dict(adapters), dtype
-        self.context = max(1, network.config.filter_length - 2)
-        self.stride = max(1, self.context // 2)
+        self.context = context_of(network)
         self._lengths = padded_lengths(self.context)
         self._numbers = {adapter: number for number, adapter in enumerate(self.adapters)}
         models = [adapter.model for adapter in self.adapters.values()]

@@ -12,7 +12,7 @@ from hyenadna.errors import HyenaError
 from hyenadna.serve.batcher import Batcher, DeadlineExceeded, QueueFull
 from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.exchange import LEFT, Exchange, Refusal
-from hyenadna.serve.jobs import Job
+from hyenadna.serve.jobs import Job, longest_substituted
 from hyenadna.serve.metrics import Metrics
 from hyenadna.serve.served_model import ServedModel
 
@@ -46,6 +46,7 @@ class Service:
             "body_bytes": config.max_body,
             "sequences": config.max_sequences,
             "sequence_bases": config.max_sequence,
+            "substitutions_bases": longest_substituted(self.model, config.max_request_tokens),
             "request_tokens": config.max_request_tokens,
             "queue_tokens": config.queue_tokens,
             "deadline_s": config.deadline,
@@ -102,7 +103,9 @@ class Service:
         exchange.tokens = tokens
         if tokens > most:
             raise Refusal(
-                413, f"the request costs {tokens:,} tokens, at most {most:,} are taken; send fewer or shorter sequences"
+                413,
+                f"the request costs {tokens:,} tokens, at most {most:,} are taken (--max-request-tokens); send fewer "
+                "or shorter sequences",
             )
         self.check_ready()
         if len(self._accepted) >= _MOST_REQUESTS:
