@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import hyenadna
+from hyenadna.serve.security import HEADERS
 
 PAGE = Path(hyenadna.__file__).parent / "serve" / "page"
-POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MODELS = {
     "models": [
@@ -28,7 +28,8 @@ MODELS = {
             },
         }
     ],
-    "limits": {"body_bytes": 1 << 22, "sequences": 64, "sequence_bases": 100_000, "request_tokens": 4_000_000,
+    "limits": {"body_bytes": 1 << 22, "sequences": 64, "sequence_bases": 100_000,
+               "substitutions_bases": 1024, "request_tokens": 4_000_000,
                "queue_tokens": 16_000_000, "deadline_s": 120},
 }  # fmt: skip
 
@@ -144,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
-        headers = {"content-type": "application/json", "content-security-policy": POLICY} | headers
+        headers = {"content-type": "application/json"} | HEADERS | headers
         for name, value in (headers | {"content-length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()

@@ -2,7 +2,7 @@
 
 import { compute, curl, models, Problem, setToken } from "./api.js";
 import { count, EXAMPLE, parse, problem, sizes } from "./fasta.js";
-import { shown, tsv } from "./results.js";
+import { overview, shown, tsv } from "./results.js";
 import { element } from "./strip.js";
 
 const HELD_FROM = 300_000; // letters of a file that a text field would be slow with
@@ -13,7 +13,7 @@ const $ = (id) => document.getElementById(id);
 let served = null; // what /v1/models says
 let held = null; // the text of a large file
 let running = null; // the AbortController of the request
-let last = null; // the answer that is shown: {task, body, answer, sequences}
+let last = null; // the answer that is shown: {task, title, body, answer, sequences}
 
 // --- the model and its tasks
 
@@ -31,7 +31,7 @@ async function meet() {
   $("token-box").hidden = true;
   const [model] = served.models;
   $("model").textContent = `${model.name}: ${model.parameters.toLocaleString("en")} parameters, reads ` +
-    `${count(model.context, "base")} at once, ${model.bits} bits, on ${model.device}`;
+    `${count(model.context, "base")} at once, ${model.bits}-bit weights, on ${model.device}`;
   offer(model);
   return true;
 }
@@ -39,7 +39,7 @@ async function meet() {
 function offer(model) {
   const tasks = [
     ["likelihood", "Likelihood", "of every base, along the sequence"],
-    ["substitutions", "Substitutions", `what every single-base change does, up to ${count(model.context, "base")}`],
+    ["substitutions", "Substitutions", `what every single-base change does, up to ${count(served.limits.substitutions_bases, "base")}`],
     ...Object.entries(model.adapters).map(([name, adapter]) =>
       [`predict:${name}`, `Predict: ${name}`, adapter.labels?.length ? adapter.labels.slice(0, 6).join(", ") : adapter.task]),
     ["embed", "Embedding", `${count(model.width, "number")} for each sequence`],
@@ -79,8 +79,9 @@ function summarize() {
     notes.push(`This server takes up to ${count(limits.sequence_bases, "base")} a sequence and ` +
       `${count(limits.sequences, "sequence")} at once, and works up to ${limits.deadline_s} s on a request.`);
     if (task() === "likelihood" && longest > model.context) notes.push("Longer than the model reads at once: it will go through overlapping windows.");
-    if (task() === "substitutions" && longest > model.context) notes.push(`All substitutions work up to ${count(model.context, "base")}.`);
-    else if (task() === "substitutions" && total > 500) notes.push("The work grows with the square of the length; this takes a while.");
+    if (task() === "substitutions" && longest > limits.substitutions_bases) {
+      notes.push(`All substitutions work up to ${count(limits.substitutions_bases, "base")}: cut out the part that matters.`);
+    } else if (task() === "substitutions" && total > 500) notes.push("The work grows with the square of the length; this takes a while.");
   }
   $("summary").textContent = notes.join(" ");
 }
@@ -96,6 +97,7 @@ async function takeFile(file) {
   } catch {
     return complain(`${file.name} could not be read.`);
   }
+  if (text.startsWith("\x1f")) return complain(`${file.name} is compressed; unpack it first.`);
   hold(text.length > HELD_FROM ? { name: file.name, text } : null);
   if (!held) $("sequence").value = text;
   complain(null);
@@ -116,13 +118,13 @@ async function run() {
   complain(wrong);
   if (wrong) return $("sequence").focus();
   if (!served && !(await meet())) return;
-  const [kind, adapter] = split(task());
+  const [kind, adapter] = split(task()), title = document.querySelector(".choice:has(:checked) b").textContent;
   const body = requestOf(kind, adapter, found);
   running = new AbortController();
   const stop = told(found);
   try {
     const answer = await compute(kind, body, running.signal);
-    last = { task: kind, body, answer, sequences: found };
+    last = { task: kind, title, body, answer, sequences: found };
     show();
     $("status").textContent = `Done in ${stop()} s. The results are below.`;
     $("results-title").focus();
@@ -189,8 +191,10 @@ function complain(message) {
 // --- the results
 
 function show() {
-  const { task: kind, body, answer } = last;
+  const { task: kind, title, body, answer, sequences: found } = last;
   $("results").hidden = false;
+  $("asked").textContent = `${title}, by ${answer.model}${settings(body)}`;
+  $("overview").replaceChildren(overview(kind, answer.items, found, found.map(called)) ?? "");
   $("chooser").hidden = answer.items.length < 2;
   $("item").replaceChildren(...answer.items.map(({ id, length, error }, row) => element("option", {
     value: row, textContent: error ? `${id}: no result` : `${id} (${count(length, "base")})`,
@@ -201,8 +205,19 @@ function show() {
 }
 
 function showItem() {
-  const row = Number($("item").value || 0), { id, sequence } = last.sequences[row];
-  $("item-result").replaceChildren(shown(last.task, last.answer.items[row], sequence, id ?? `Sequence ${row + 1}`));
+  const row = Number($("item").value || 0), one = last.sequences[row];
+  $("item-result").replaceChildren(shown(last.task, last.answer.items[row], one.sequence, called(one, row)));
+}
+
+function called({ id }, row) {
+  return id ?? `Sequence ${row + 1}`;
+}
+
+/** The options of a request, in words. */
+function settings({ strand, layer, pool }) {
+  const words = (name, value) => $(name).querySelector(`[value="${value}"]`).textContent;
+  if (strand && strand !== "forward") return `, ${words("strand", strand)}; positions and bases are those of the sequence as given`;
+  return pool ? `, layer ${layer}, ${words("pool", pool)}` : "";
 }
 
 function shortened(text) {
@@ -213,11 +228,11 @@ function shortened(text) {
 function link() {
   const { task: kind, body } = last;
   const fasta = last.sequences.map(({ id, sequence }) => (id || last.sequences.length > 1 ? `>${id ?? ""}\n${sequence}` : sequence)).join("\n");
-  const settings = new URLSearchParams({ task: kind === "predict" ? `predict:${body.adapter}` : kind });
-  for (const name of ["strand", "layer", "pool"]) if (body[name] !== undefined) settings.set(name, body[name]);
-  settings.set("sequence", fasta);
-  settings.set("run", "1");
-  return `${location.origin}${location.pathname}#${settings}`;
+  const fragment = new URLSearchParams({ task: kind === "predict" ? `predict:${body.adapter}` : kind });
+  for (const name of ["strand", "layer", "pool"]) if (body[name] !== undefined) fragment.set(name, body[name]);
+  fragment.set("sequence", fasta);
+  fragment.set("run", "1");
+  return `${location.origin}${location.pathname}#${fragment}`;
 }
 
 function save(text, kind, ending) {
@@ -245,15 +260,17 @@ async function copy(text, what) {
 
 /** What stands behind # in the address: sequence, task, strand, layer, pool, and run=1. */
 function fromAddress() {
-  const settings = new URLSearchParams(location.hash.slice(1));
-  if (!settings.has("sequence") && !settings.has("task")) return;
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  if (!fragment.has("sequence") && !fragment.has("task")) return;
   hold(null);
-  $("sequence").value = settings.get("sequence") ?? "";
-  for (const name of ["strand", "layer", "pool"]) if (settings.has(name)) $(name).value = settings.get(name);
-  for (const radio of document.querySelectorAll("input[name=task]")) radio.checked = radio.value === (settings.get("task") ?? "likelihood");
-  if (!task()) return complain(`This server has no “${settings.get("task")}”; choose below.`);
+  $("sequence").value = fragment.get("sequence") ?? "";
+  for (const name of ["strand", "layer", "pool"]) if (fragment.has(name)) $(name).value = fragment.get(name);
+  const radios = [...document.querySelectorAll("input[name=task]")];
+  const wanted = fragment.get("task") ?? "likelihood", found = radios.find(({ value }) => value === wanted);
+  if (radios.length) (found ?? radios[0]).checked = true;
   options();
-  if (settings.get("run") === "1" && served) run();
+  if (served && !found) complain(`This server has no “${wanted}”; choose another task.`);
+  else if (served && fragment.get("run") === "1") run();
 }
 
 // --- wiring

@@ -5,11 +5,37 @@ import { BASES, heatMap, likelihoodTrack, signed } from "./plots.js";
 import { element } from "./strip.js";
 
 const LISTED = 10;
+const OVERVIEW_TO = 1000; // rows; the files hold all
+const OVERVIEW = {
+  likelihood: ["Bits per base", "ln p (nats)"],
+  substitutions: ["Strongest change", "Ratio (nats)"],
+  predict: ["Prediction", "Probability"],
+};
 
 /** The answer for one sequence, as an element; name is what the person called it. */
 export function shown(task, item, sequence, name) {
   if (item.error) return element("p", { className: "problem", textContent: `${name}: ${item.error.message}` });
   return { likelihood, substitutions, predict, embed }[task](item, sequence, name);
+}
+
+/** A row for each sequence, by the names that the person gave; null where there is one alone, or nothing to compare. */
+export function overview(task, items, sequences, names) {
+  if (items.length < 2 || !OVERVIEW[task]) return null;
+  const rows = items.slice(0, OVERVIEW_TO).map((item, row) => [names[row], sequences[row].sequence.length.toLocaleString("en"),
+    ...(item.error ? ["no result", ""] : briefly(task, item, sequences[row].sequence))]);
+  const all = items.length > OVERVIEW_TO ? `The first ${OVERVIEW_TO.toLocaleString("en")} sequences` : "All sequences";
+  return table(all, ["Sequence", "Bases", ...OVERVIEW[task]], rows);
+}
+
+function briefly(task, item, sequence) {
+  if (task === "likelihood") return [item.bits_per_base?.toFixed(4) ?? "not scored", item.nats.toFixed(2).replace("-", "−")];
+  if (task === "substitutions") {
+    const [strongest] = changesOf(item, sequence);
+    return strongest ? [`${strongest.own}${(strongest.p + 1).toLocaleString("en")}${strongest.base}`, signed(strongest.ratio)] : ["none", ""];
+  }
+  const { prediction, probabilities } = item;
+  if (ofBases(item)) return ["a label for each base", ""];
+  return [told(prediction), probabilities?.[prediction]?.toFixed(4) ?? ""];
 }
 
 function likelihood(item, sequence, name) {
@@ -21,28 +47,34 @@ function likelihood(item, sequence, name) {
   unit.onchange();
   // numbers alone, as there may be a million
   const places = Uint32Array.from(nats.keys()).filter((p) => nats[p] !== null).sort((a, b) => nats[a] - nats[b]);
-  const bits = item.bits_per_base === null ? "no base was scored" : `${item.bits_per_base.toFixed(4)} bits per base`;
-  const words = `${name}: ${bits}; ln p of ${count(item.scored, "base")} is ${item.nats.toFixed(2).replace("-", "−")} nats. ` +
-    "By chance it would be 2 bits per base; fewer means that the model finds the sequence likelier.";
+  const words = item.bits_per_base === null
+    ? `${name}: no base was scored; scored are A, C, G and T behind a first base.`
+    : `${name}: ${item.bits_per_base.toFixed(4)} bits per base; ln p of ${count(item.scored, "base")} is ` +
+      `${item.nats.toFixed(2).replace("-", "−")} nats. By chance it would be 2 bits per base; fewer means that the ` +
+      "model finds the sequence likelier.";
   return element("div", {}, element("p", { textContent: words }),
     element("label", { className: "row" }, "Unit ", unit), holder,
     table("The least likely bases", ["Position", "Base", "ln p (nats)"],
       Array.from(places.slice(0, LISTED), (p) => [(p + 1).toLocaleString("en"), sequence[p], signed(nats[p])])));
 }
 
-function substitutions(item, sequence, name) {
-  const ratios = item.log_likelihood_ratio;
+/** All changes of a sequence, the strongest first. */
+function changesOf(item, sequence) {
   const changes = [];
-  ratios.forEach((row, p) => [...BASES].forEach((base, b) => {
+  item.log_likelihood_ratio.forEach((row, p) => [...BASES].forEach((base, b) => {
     const own = sequence[p].toUpperCase().replace("U", "T");
     if (row?.[b] != null && base !== own) changes.push({ p, own, base, ratio: row[b] });
   }));
-  changes.sort((a, b) => Math.abs(b.ratio) - Math.abs(a.ratio));
+  return changes.sort((a, b) => Math.abs(b.ratio) - Math.abs(a.ratio));
+}
+
+function substitutions(item, sequence, name) {
+  const changes = changesOf(item, sequence);
   const likelier = changes.filter(({ ratio }) => ratio > 0).length;
   const words = `${name}: ${count(changes.length, "change")} of ${count(item.length, "base")}; ` +
     `${likelier.toLocaleString("en")} of them make the sequence likelier.`;
   return element("div", {}, element("p", { textContent: words }),
-    element("div", { className: "plot" }, heatMap(sequence, ratios).root),
+    element("div", { className: "plot" }, heatMap(sequence, item.log_likelihood_ratio).root),
     table("The strongest changes", ["Position", "Change", "Log-likelihood ratio (nats)"],
       changes.slice(0, LISTED).map(({ p, own, base, ratio }) =>
         [(p + 1).toLocaleString("en"), `${own} → ${base}`, signed(ratio)])));
@@ -50,23 +82,23 @@ function substitutions(item, sequence, name) {
 
 function predict(item, _sequence, name) {
   const { prediction, probabilities } = item;
-  const words = element("p", {}, `${name}: `);
-  if (typeof probabilities === "object" && probabilities && !Array.isArray(probabilities) &&
-      Object.values(probabilities).every((p) => typeof p === "number")) {
-    words.append(element("strong", { textContent: told(prediction) }));
-    const rows = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
-    return element("div", {}, words, bars(rows, [prediction].flat().map(String)));
+  if (ofBases(item)) {
+    const counts = Object.keys(probabilities).map((label) => [label, prediction.split(label).length - 1]);
+    return element("div", {},
+      element("p", { textContent: `${name}: a label for each of ${count(item.length, "base")}; the files hold their probabilities.` }),
+      table("Bases of each label", ["Label", "Bases"],
+        counts.sort(([, a], [, b]) => b - a).map(([label, n]) => [label, n.toLocaleString("en")])),
+      element("pre", { tabIndex: 0, textContent: prediction }));
   }
-  const value = item.value ?? prediction;
-  if (Array.isArray(value) && value.length === item.length && value.length > 1) {
-    const counts = new Map();
-    for (const label of value) counts.set(String(label), (counts.get(String(label)) ?? 0) + 1);
-    words.append(`a label for each of ${count(value.length, "base")}; the table counts them, the files hold all.`);
-    return element("div", {}, words, table("Bases of each label", ["Label", "Bases"],
-      [...counts].sort(([, a], [, b]) => b - a).map(([label, n]) => [label, n.toLocaleString("en")])));
-  }
-  words.append(element("strong", { textContent: told(value) }));
-  return element("div", {}, words);
+  const words = element("p", {}, `${name}: `, element("strong", { textContent: told(prediction) }));
+  if (!probabilities) return element("div", {}, words);
+  const rows = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
+  return element("div", {}, words, bars(rows, [prediction].flat()));
+}
+
+/** Whether it is a prediction of each base: a letter and a number of each label for every one. */
+function ofBases({ probabilities }) {
+  return Array.isArray(Object.values(probabilities ?? {})[0]);
 }
 
 function told(value) {
@@ -127,12 +159,19 @@ export function tsv(task, items, sequences) {
     add("id", ...(good[0]?.[0].embedding ?? []).map((_, number) => `d${number}`));
     for (const [item] of good) add(item.id, ...item.embedding);
   } else {
-    const first = good[0]?.[0].probabilities;
-    const labels = first && !Array.isArray(first) ? Object.keys(first) : [];
-    add("id", "prediction", ...labels);
-    for (const [item] of good) {
-      const value = item.prediction ?? item.value;
-      add(item.id, Array.isArray(value) ? value.join(",") : value, ...labels.map((label) => item.probabilities[label]));
+    const labels = Object.keys(good[0]?.[0].probabilities ?? {}), named = labels.map((label) => `probability_${label}`);
+    if (good.length && ofBases(good[0][0])) {
+      add("id", "position", "base", "prediction", ...named);
+      for (const [{ id, prediction, probabilities }, sequence] of good) {
+        for (let p = 0; p < sequence.length; p += 1) {
+          add(id, p + 1, sequence[p], prediction[p], ...labels.map((label) => probabilities[label][p]));
+        }
+      }
+    } else {
+      add("id", "prediction", ...named);
+      for (const [{ id, prediction, probabilities }] of good) {
+        add(id, [prediction].flat().join(";"), ...labels.map((label) => probabilities[label]));
+      }
     }
   }
   return `${lines.join("\n")}\n`;
