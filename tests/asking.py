@@ -1,12 +1,16 @@
-"""An application to ask in this process, and a batcher that does as it is told."""
+"""An application to ask in this process or over a socket of it, and a batcher that does as it is told."""
 
 import asyncio
 import json
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import uvicorn
 from adapting import NUMBER, THREE, adapted, small
 
 from hyenadna.serve.application import application
@@ -74,6 +78,31 @@ def served(adapters: int = 2) -> ServedModel:
     heads = [("classes", THREE), ("level", NUMBER)][:adapters]
     models = {name: ServedAdapter(adapted("head", task, base=network)) for name, task in heads}
     return ServedModel(network, name="small", adapters=models)
+
+
+def refused(response: httpx.Response, status: int, code: str, match: str) -> httpx.Response:
+    """The response, which is this refusal and says so."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"code", "message"} and error["code"] == code
+    assert re.search(match, error["message"]), error["message"]
+    return response
+
+
+@contextmanager
+def listening(app: Application) -> Iterator[int]:
+    """A port at which the application answers, from another thread."""
+    server = uvicorn.Server(uvicorn.Config(app.asgi, port=0, log_config=None, lifespan="off", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def raw(

@@ -19,6 +19,7 @@ MODELS = {
     "models": [
         {
             "name": "starter", "parameters": 437_000, "layers": 2, "width": 128, "context": 1024, "bits": 32,
+            "bits_per_weight": 32.0,
             "dtype": "float32", "device": "cpu",
             "adapters": {
                 "splice": {"task": "classification", "labels": ["donor", "acceptor", "neither"], "method": "lora",

@@ -10,7 +10,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
-from serving import computed, served
+from served_models import computed, served
 from test_jobs import assert_same
 
 from hyenadna.errors import HyenaError, NotFiniteError

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from embedding import ragged_sequences
-from serving import computed, served
+from served_models import computed, served
 
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import NotFiniteError, UsageError

@@ -1,4 +1,4 @@
-"""The page, driven in Chromium against canned answers under the server's content policy."""
+"""The page in Chromium: against canned answers under the server's content policy, and against the server itself."""
 
 import json
 import os
@@ -8,8 +8,13 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import chromium
+import numpy as np
 import pytest
+from asking import TOKEN, Application, listening
 from page_server import MODELS, PAGE, PageServer, item
+from served_models import served
+
+from hyenadna.serve import schemas
 
 SEQUENCE = "ACGTTGCATGTCGCATGATGCATGAGAGCTNNGTAACGGT"
 NAMED = ["textbox", "button", "radio", "combobox", "slider", "spinbutton", "heading", "table", "link", "progressbar"]
@@ -229,6 +234,72 @@ def test_a_large_file_is_held_and_not_shown(tab, server, tmp_path) -> None:
     assert text(tab, "#summary").startswith("large.fa: 1 sequence, 400,000 bases.")
     tab.evaluate("clear.click()")
     assert not tab.evaluate("sequence.disabled || sequence.value.length")
+
+
+def test_canned_answers_are_such_as_the_server_gives() -> None:
+    """So that what the page does with them it does with the server's."""
+    real = Application(served()).ask("GET", "/v1/models").json()
+    assert MODELS["limits"].keys() == real["limits"].keys()
+    (canned,), (model,) = MODELS["models"], real["models"]
+    assert canned.keys() == model.keys()
+    for adapter in canned["adapters"].values():
+        assert adapter.keys() == model["adapters"]["head"].keys()
+    kinds = {"likelihood": schemas.LikelihoodItem, "substitutions": schemas.SubstitutionsItem,
+             "predict": schemas.PredictItem, "embed": schemas.EmbedItem}  # fmt: skip
+    for task, kind in kinds.items():
+        for sequence in (SEQUENCE, "NNN"):
+            found = item(task, 1, {"sequence": sequence})
+            assert kind.model_validate(found, strict=True) and found.keys() <= kind.model_fields.keys()
+
+
+def test_the_server_itself(tab) -> None:
+    """Every task and every kind of prediction, behind a token, shows the numbers that the API gives."""
+    app = Application(served(), TOKEN)
+    sequences = [{"id": "a", "sequence": SEQUENCE}, {"id": "b", "sequence": "acgu"}]
+
+    def items(task, **options):
+        head = {"authorization": f"Bearer {TOKEN.decode()}"}
+        body = {"sequences": sequences} | options
+        return app.ask("POST", f"/v1/{task}", json=body, headers=head).json()["items"]
+
+    with listening(app) as port:
+
+        def shown(task, **options):
+            """What stands there, once for each."""
+            fasta = "".join(">{id}\n{sequence}\n".format(**one) for one in sequences)
+            tab.open("about:blank")
+            tab.open(
+                f"http://x:{TOKEN.decode()}@127.0.0.1:{port}/#"
+                + urlencode({"task": task, "sequence": fasta, "run": 1} | options)
+            )
+            tab.until("document.documentElement?.dataset.ready === 'yes' && (!results.hidden || !problem.hidden)")
+            assert tab.evaluate("problem.hidden"), text(tab, "#problem")
+            return text(tab, "#asked") + text(tab, "#overview") + text(tab, "#item-result")
+
+        said = shown("likelihood", strand="both")
+        assert "Likelihood, by small, mean of both; positions and bases are those of the sequence as given" in said
+        assert all(f"{one['bits_per_base']:.4f}" in said for one in items("likelihood", strand="both"))
+        strongest = [np.nanmax(np.abs(np.array(one["log_likelihood_ratio"], float))) for one in items("substitutions")]
+        said = shown("substitutions")
+        assert all(f"{value:#.3g}" in said for value in strongest)
+        assert f"{len(items('embed')[0]['embedding'])} numbers" in shown("embed", layer=1)
+        assert "Embedding, by small, layer 1, mean of the bases" in text(tab, "#asked")
+        for adapter in ("head", "lora", "labels", "bases"):
+            said, (one, other) = shown(f"predict:{adapter}"), items("predict", adapter=adapter)
+            match app.service.model.adapters[adapter].model.task.kind:
+                case "regression":
+                    assert all(f"{item['prediction']:#.5g}" in said for item in (one, other))
+                case "multilabel":
+                    assert all((", ".join(i["prediction"]) or "none of the labels") in said for i in (one, other))
+                case "nucleotide":
+                    assert f"a: a label for each of {len(SEQUENCE)} bases" in said and one["prediction"] in said
+                    table = f"import('/page/results.js').then((m) => m.tsv('predict', {json.dumps([one])}, "
+                    rows = tab.evaluate(table + f"[{json.dumps(sequences[0])}]))").splitlines()
+                    assert rows[0].split("\t")[2:] == ["base", "prediction", "probability_0", "probability_1"]
+                    assert "".join(row.split("\t")[3] for row in rows[1:]) == one["prediction"]
+                    assert float(rows[7].split("\t")[5]) == one["probabilities"]["1"][6]
+                case _:
+                    assert f"a: {one['prediction']}" in said and f"{max(other['probabilities'].values()):.4f}" in said
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from asking import DNA, JSON, TOKEN, Application, leaving, raw, served, silence
+from asking import DNA, JSON, TOKEN, Application, leaving, raw, refused, served, silence
 
 from hyenadna.errors import HyenaError
 from hyenadna.serve import observed, service
@@ -24,15 +24,6 @@ def model():
 @pytest.fixture
 def app(model):
     return Application(model)
-
-
-def refused(response, status: int, code: str, match: str):
-    """The answer is the refusal, and says so."""
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error.keys() == {"code", "message"} and error["code"] == code
-    assert re.search(match, error["message"]), error["message"]
-    return response
 
 
 def answering(app: Application, error: Exception):

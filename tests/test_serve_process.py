@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 import torch
-from served import serving
+from server_process import serving
 
 from hyenadna import HyenaDNA
 from hyenadna.data.tokenizer import A, T, encode

@@ -5,7 +5,7 @@ import pytest
 import schemathesis
 from asking import TOKEN, Application, served
 from schemathesis import GenerationMode
-from served import serving
+from server_process import serving
 
 SHOWN = {"Authorization": f"Bearer {TOKEN.decode()}"}
 TASKS = {"/v1/likelihood", "/v1/embed", "/v1/predict", "/v1/substitutions"}

@@ -3,8 +3,7 @@ import base64
 from pathlib import Path
 
 import pytest
-from asking import JSON, TOKEN, Application, raw, served, silence
-from test_serve_application import refused
+from asking import JSON, TOKEN, Application, raw, refused, served, silence
 
 from hyenadna.errors import UsageError
 from hyenadna.serve import security

@@ -9,7 +9,7 @@ import torch
 from adapting import NUMBER, THREE, adapted
 from checkpoints import one_line, same_weights, small_model
 from packing import quantized
-from serving import computed, served
+from served_models import computed, served
 
 from hyenadna import HyenaDNA
 from hyenadna.data.tokenizer import encode
