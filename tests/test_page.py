@@ -307,7 +307,8 @@ def test_the_server_itself(tab) -> None:
 def test_it_fits_and_can_be_read(tab, server, width, theme) -> None:
     tab.size(width, 900)
     tab.media(prefers_color_scheme=theme)
-    opened(tab, server, sequence=SEQUENCE * 6, task="substitutions", run=1)
+    two = f">{'chr1:100-400_' * 5}\n{SEQUENCE * 6}\n>two\n{SEQUENCE}"
+    opened(tab, server, sequence=two, task="substitutions", run=1)
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate(CONTRAST) == []
     tab.size(width, tab.evaluate("document.documentElement.scrollHeight"))

@@ -9,7 +9,7 @@ import pytest
 from asking import DNA, JSON, TOKEN, Application, leaving, raw, refused, served, silence
 
 from hyenadna.errors import HyenaError
-from hyenadna.serve import observed, service
+from hyenadna.serve import access_log, service
 from hyenadna.serve.batcher import DeadlineExceeded, Draining, QueueFull
 from hyenadna.serve.service import encoded
 
@@ -344,7 +344,7 @@ class TestCounting:
             "POST /v1/likelihood 200",
             "GET other 404",
         ]
-        assert "TTAGGC" not in "".join(told) and set(observed._PROBES) >= {"/health"}
+        assert "TTAGGC" not in "".join(told) and set(access_log._PROBES) >= {"/health"}
 
 
 class TestDescription:

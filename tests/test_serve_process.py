@@ -161,7 +161,7 @@ def until(holds) -> None:
         time.sleep(0.02)
 
 
-def test_two_signals_while_it_works():
+def test_a_signal_while_it_works():
     """The first one lets what was taken on finish and refuses the rest; all clients get whole answers."""
     with serving() as server:
         results, stopping = [], threading.Event()

@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 from hyenadna import __version__
 from hyenadna.errors import UsageError
 from hyenadna.serve import schemas
-from hyenadna.serve.description import openapi
+from hyenadna.serve.access_log import AccessLog
 from hyenadna.serve.exchange import CODES, Asgi, Refusal
 from hyenadna.serve.jobs import EmbedJob, Job, LikelihoodJob, PredictJob, SubstitutionsJob
-from hyenadna.serve.observed import Observed
+from hyenadna.serve.openapi import openapi
 from hyenadna.serve.security import Body, Door
 from hyenadna.serve.service import Service
 
@@ -63,7 +63,7 @@ def application(service: Service, token: bytes | None) -> Asgi:
     routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute)) | {"/openapi.json"}
     config = service.config
     body = Body(app, paths=computing, max_body=config.max_body, max_sequences=config.max_sequences)
-    return Observed(Door(body, token=token, host=config.host), service, routes)
+    return AccessLog(Door(body, token=token, host=config.host), service, routes)
 
 
 def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:

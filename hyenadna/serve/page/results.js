@@ -54,7 +54,7 @@ function likelihood(item, sequence, name) {
       "model finds the sequence likelier.";
   return element("div", {}, element("p", { textContent: words }),
     element("label", { className: "row" }, "Unit ", unit), holder,
-    table("The least likely bases", ["Position", "Base", "ln p (nats)"],
+    places.length === 0 ? "" : table("The least likely bases", ["Position", "Base", "ln p (nats)"],
       Array.from(places.slice(0, LISTED), (p) => [(p + 1).toLocaleString("en"), sequence[p], signed(nats[p])])));
 }
 

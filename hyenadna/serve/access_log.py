@@ -15,7 +15,7 @@ _ENCODED = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 _CLOSE = (b"connection", b"close")
 
 
-class Observed:
+class AccessLog:
     """Answers what the inner ones refuse, and counts and logs every request."""
 
     def __init__(self, inner: Asgi, service: Service, routes: frozenset[str]) -> None:
