@@ -298,7 +298,7 @@ async def test_a_full_queue_says_when_to_come_again():
         assert refused.value.retry_after == 1  # nothing is known of the rate
         machine.finish()
         await machine.started()
-        with pytest.raises(QueueFull, match="900 tokens wait already and 1,000 may") as refused:
+        with pytest.raises(QueueFull, match="900 tokens wait already, and at most 1,000 may") as refused:
             await batcher.submit(Task(machine, "two", 30), deadline=LONG)
         stats = batcher.stats
         assert (stats.tokens, stats.queued_tokens) == (100, 900)

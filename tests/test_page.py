@@ -252,54 +252,66 @@ def test_canned_answers_are_such_as_the_server_gives() -> None:
             assert kind.model_validate(found, strict=True) and found.keys() <= kind.model_fields.keys()
 
 
-def test_the_server_itself(tab) -> None:
-    """Every task and every kind of prediction, behind a token, shows the numbers that the API gives."""
-    app = Application(served(), TOKEN)
-    sequences = [{"id": "a", "sequence": SEQUENCE}, {"id": "b", "sequence": "acgu"}]
+BOTH = [{"id": "a", "sequence": SEQUENCE}, {"id": "b", "sequence": "acgu"}]
 
-    def items(task, **options):
+
+class Real:
+    """The server itself, behind a token, with an adapter of every kind: asked by its API and by its page."""
+
+    def __init__(self, tab, app, port):
+        self._tab, self._app, self._port = tab, app, port
+
+    def items(self, task, **options):
         head = {"authorization": f"Bearer {TOKEN.decode()}"}
-        body = {"sequences": sequences} | options
-        return app.ask("POST", f"/v1/{task}", json=body, headers=head).json()["items"]
+        return self._app.ask("POST", f"/v1/{task}", json={"sequences": BOTH} | options, headers=head).json()["items"]
 
+    def shown(self, task, **options):
+        fragment = {"task": task, "sequence": ">a\n{sequence}\n".format(**BOTH[0]) + ">b\nacgu", "run": 1} | options
+        self._tab.open("about:blank")
+        self._tab.open(f"http://x:{TOKEN.decode()}@127.0.0.1:{self._port}/#{urlencode(fragment)}")
+        self._tab.until("document.documentElement?.dataset.ready === 'yes' && !(results.hidden && problem.hidden)")
+        assert self._tab.evaluate("problem.hidden"), text(self._tab, "#problem")
+        return "\n".join(text(self._tab, part) for part in ("#asked", "#overview", "#item-result"))
+
+
+@pytest.fixture(scope="module")
+def app():
+    return Application(served(), TOKEN)
+
+
+@pytest.fixture
+def real(tab, app):
     with listening(app) as port:
+        yield Real(tab, app, port)
 
-        def shown(task, **options):
-            """What stands there, once for each."""
-            fasta = "".join(">{id}\n{sequence}\n".format(**one) for one in sequences)
-            tab.open("about:blank")
-            tab.open(
-                f"http://x:{TOKEN.decode()}@127.0.0.1:{port}/#"
-                + urlencode({"task": task, "sequence": fasta, "run": 1} | options)
-            )
-            tab.until("document.documentElement?.dataset.ready === 'yes' && (!results.hidden || !problem.hidden)")
-            assert tab.evaluate("problem.hidden"), text(tab, "#problem")
-            return text(tab, "#asked") + text(tab, "#overview") + text(tab, "#item-result")
 
-        said = shown("likelihood", strand="both")
-        assert "Likelihood, by small, mean of both; positions and bases are those of the sequence as given" in said
-        assert all(f"{one['bits_per_base']:.4f}" in said for one in items("likelihood", strand="both"))
-        strongest = [np.nanmax(np.abs(np.array(one["log_likelihood_ratio"], float))) for one in items("substitutions")]
-        said = shown("substitutions")
-        assert all(f"{value:#.3g}" in said for value in strongest)
-        assert f"{len(items('embed')[0]['embedding'])} numbers" in shown("embed", layer=1)
-        assert "Embedding, by small, layer 1, mean of the bases" in text(tab, "#asked")
-        for adapter in ("head", "lora", "labels", "bases"):
-            said, (one, other) = shown(f"predict:{adapter}"), items("predict", adapter=adapter)
-            match app.service.model.adapters[adapter].model.task.kind:
-                case "regression":
-                    assert all(f"{item['prediction']:#.5g}" in said for item in (one, other))
-                case "multilabel":
-                    assert all((", ".join(i["prediction"]) or "none of the labels") in said for i in (one, other))
-                case "nucleotide":
-                    assert f"a: a label for each of {len(SEQUENCE)} bases" in said and one["prediction"] in said
-                    table = f"import('/page/results.js').then((m) => m.tsv('predict', {json.dumps([one])}, "
-                    rows = tab.evaluate(table + f"[{json.dumps(sequences[0])}]))").splitlines()
-                    assert rows[0].split("\t")[2:] == ["base", "prediction", "probability_0", "probability_1"]
-                    assert "".join(row.split("\t")[3] for row in rows[1:]) == one["prediction"]
-                    assert float(rows[7].split("\t")[5]) == one["probabilities"]["1"][6]
-                case _:
-                    assert f"a: {one['prediction']}" in said and f"{max(other['probabilities'].values()):.4f}" in said
+def test_the_server_s_own_answers(real) -> None:
+    said = real.shown("likelihood", strand="both")
+    assert said.startswith("Likelihood, by small, mean of both; positions and bases are those of the sequence as given")
+    assert all(f"{one['bits_per_base']:.4f}" in said for one in real.items("likelihood", strand="both"))
+    said = real.shown("substitutions")
+    for one in real.items("substitutions"):
+        assert f"{np.nanmax(np.abs(np.array(one['log_likelihood_ratio'], float))):#.3g}" in said
+    said, (one, _) = real.shown("embed", layer=1), real.items("embed", layer=1)
+    assert "Embedding, by small, layer 1, mean of the bases" in said and f"{len(one['embedding'])} numbers" in said
+    assert f"{one['embedding'][0]:.4f}" in said
+
+
+def test_the_server_s_own_predictions(tab, real) -> None:
+    said, (one, other) = real.shown("predict:head"), real.items("predict", adapter="head")
+    assert f"a: {one['prediction']}" in said and f"{max(other['probabilities'].values()):.4f}" in said
+    said = real.shown("predict:lora")
+    assert all(f"{one['prediction']:#.5g}" in said for one in real.items("predict", adapter="lora"))
+    said = real.shown("predict:labels")
+    for one in real.items("predict", adapter="labels"):
+        assert (", ".join(one["prediction"]) or "none of the labels") in said
+    said, (one, _) = real.shown("predict:bases"), real.items("predict", adapter="bases")
+    assert f"a: a label for each of {len(SEQUENCE)} bases" in said and one["prediction"] in said
+    script = f"import('/page/results.js').then((m) => m.tsv('predict', {json.dumps([one])}, {json.dumps(BOTH[:1])}))"
+    head, *rows = [line.split("\t") for line in tab.evaluate(script).splitlines()]
+    assert head[2:] == ["base", "prediction", "probability_0", "probability_1"]
+    assert "".join(row[3] for row in rows) == one["prediction"]
+    assert [float(row[5]) for row in rows] == one["probabilities"]["1"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

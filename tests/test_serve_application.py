@@ -73,7 +73,7 @@ class TestAnswers:
         assert tried >= 4
 
     def test_models_tells_limits_and_adapters(self, model):
-        app = Application(model, max_body=1000, max_sequence=77)
+        app = Application(model, max_body=1000, max_bases=77)
         answer = app.ask("GET", "/v1/models").json()
         assert answer["limits"]["body_bytes"] == 1000 and answer["limits"]["sequence_bases"] == 77
         assert answer["models"][0]["adapters"].keys() == {"classes", "level"}
@@ -172,9 +172,9 @@ class TestRefusals:
         assert "/v1/predict" not in plain.ask("GET", "/openapi.json").json()["paths"]
 
     def test_limits(self, model):
-        app = Application(model, max_sequences=2, max_sequence=100, max_request_tokens=300, max_body=2000)
+        app = Application(model, max_sequences=2, max_bases=100, max_request_tokens=300, max_body=2000)
         refused(app.likelihood("A", "C", "G"), 413, "too_large", r"3 sequences; a request takes 2 \(--max-sequences\)")
-        refused(app.likelihood("A" * 101), 413, "too_large", r"a sequence of 101 bases; at most 100 .*--max-sequence")
+        refused(app.likelihood("A" * 101), 413, "too_large", r"a sequence of 101 bases; at most 100 .*--max-bases")
         message = r"costs [\d,]+ tokens, at most 300 are taken"
         refused(app.post("substitutions", {"sequences": [{"sequence": DNA}]}), 413, "too_large", message)
         refused(app.likelihood("A" * 2000), 413, "too_large", r"more than 2,000 bytes \(--max-body\)")

@@ -181,10 +181,7 @@ class Batcher:
         if (excess := self._queued + tokens - self.queue_tokens) > 0:
             # before the first batch nothing is known
             seconds = excess * self._recent_seconds / self._recent_tokens if self._recent_tokens else 1.0
-            raise QueueFull(
-                f"{self._queued:,} tokens wait already and {self.queue_tokens:,} may; come again in {seconds:.3g} s",
-                seconds,
-            )
+            raise QueueFull(f"{self._queued:,} tokens wait already, and at most {self.queue_tokens:,} may", seconds)
         self._queued += tokens
         entry = _Entry(tokens, self._clock)
         self._entries[entry] = None

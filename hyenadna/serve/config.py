@@ -42,13 +42,13 @@ class ServeConfig:
     """Bytes of a request's body (413)."""
     max_sequences: int = 1024
     """Sequences of a request (413)."""
-    max_sequence: int = 1_000_000
+    max_bases: int = 1_000_000
     """Bases of a sequence (413)."""
     max_request_tokens: int = 1 << 22
     """Tokens that a request may cost the model (413). All substitutions of L bases cost many times L."""
 
     def __post_init__(self) -> None:
-        counts = ("batch_tokens", "queue_tokens", "max_body", "max_sequences", "max_sequence", "max_request_tokens")
+        counts = ("batch_tokens", "queue_tokens", "max_body", "max_sequences", "max_bases", "max_request_tokens")
         for name in ("threads", *counts):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -145,7 +145,7 @@ class Body:
                         parts.clear()
                         await self._refuse_size(scope, receive if more else None)
                     if self._held > _BODIES_AT_ONCE * self._max_body:
-                        raise Refusal(429, "too many bodies at once; try again", {"retry-after": "1"})
+                        raise Refusal(429, "too many bodies come at once", {"retry-after": "1"})
         except TimeoutError as error:
             raise Refusal(
                 408, f"the body did not come within {_BODY_SECONDS:g} seconds", {"connection": "close"}

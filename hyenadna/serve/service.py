@@ -45,7 +45,7 @@ class Service:
         return {
             "body_bytes": config.max_body,
             "sequences": config.max_sequences,
-            "sequence_bases": config.max_sequence,
+            "sequence_bases": config.max_bases,
             "substitutions_bases": longest_substituted(self.model, config.max_request_tokens),
             "request_tokens": config.max_request_tokens,
             "queue_tokens": config.queue_tokens,
@@ -86,9 +86,9 @@ class Service:
                 f"{len(sequences):,} sequences; a request takes {self.config.max_sequences:,} (--max-sequences)",
             )
         longest = max(len(sequence) for _, sequence in sequences)
-        if longest > self.config.max_sequence:
+        if longest > self.config.max_bases:
             raise Refusal(
-                413, f"a sequence of {longest:,} bases; at most {self.config.max_sequence:,} are read (--max-sequence)"
+                413, f"a sequence of {longest:,} bases; at most {self.config.max_bases:,} are read (--max-bases)"
             )
 
     async def answer(self, request: Request, job: Job, timeout_s: float | None) -> Response:
@@ -109,7 +109,7 @@ class Service:
             )
         self.check_ready()
         if len(self._accepted) >= _MOST_REQUESTS:
-            raise Refusal(429, f"{_MOST_REQUESTS} requests wait already; come again", {"retry-after": "1"})
+            raise Refusal(429, f"{_MOST_REQUESTS} requests wait already, and no more may", {"retry-after": "1"})
         self._accepted.add(exchange)
         seconds = min(timeout_s or math.inf, self.config.deadline)
         items = await self._computed(request, job, seconds)
