@@ -152,6 +152,10 @@ class TestStart:
             port = taken.getsockname()[1]
             assert self.refused(port=port).startswith(f"--host 127.0.0.1 --port {port}: Address already in use; --port")
 
+    def test_a_port_that_another_server_took_and_still_loads_its_model(self):
+        with server._bound("127.0.0.1", 0) as taken:
+            assert "Address already in use" in self.refused(port=taken.getsockname()[1])
+
     def test_an_address_of_another_machine(self, tmp_path):
         (tmp_path / "token").write_text("0123456789abcdef")
         (tmp_path / "token").chmod(0o600)

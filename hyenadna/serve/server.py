@@ -69,12 +69,14 @@ def _loaded(source: str, config: ServeConfig) -> ServedModel:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at the address; it does not listen yet."""
+    """A socket that has the address for itself; who comes before the model is loaded waits."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        # a second server that still loads its model may have bound the address, too, but not listen at it
+        bound.listen()
     except OSError as error:
         raise UsageError(f"--host {host} --port {port}: {error.strerror}; --port 0 takes a free port") from error
     return bound
