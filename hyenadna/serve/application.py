@@ -112,7 +112,8 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
 def _routes_of_state(app: FastAPI, service: Service) -> None:
     async def models() -> schemas.Models:
         """The model, its adapters, and what a request may ask for."""
-        return schemas.Models(models=[service.model.description], limits=service.limits)
+        model = schemas.Model.model_validate(service.model.description)
+        return schemas.Models(models=[model], limits=service.limits)
 
     async def health() -> schemas.Status:
         """Whether the process and its model run."""

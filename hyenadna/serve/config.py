@@ -22,8 +22,8 @@ class ServeConfig:
     port: int = 8000
     """Port to listen on; 0 takes a free one and says which."""
     token_file: Path | None = None
-    """File with the token, at least 16 characters, that every request but /health must show: as Authorization: Bearer,
-    or as the password that a browser asks for. Only its owner and group may be able to read it."""
+    """File with the access token, at least 16 characters, that every request but /health must show: as Authorization:
+    Bearer, or as the password that a browser asks for. Only its owner and group may be able to read it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     dtype: Dtype = "auto"

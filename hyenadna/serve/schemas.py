@@ -185,11 +185,56 @@ class SubstitutionsAnswer(Answer):
     items: list[SubstitutionsItem]
 
 
+class Adapter(BaseModel):
+    """A fine-tuned model that /v1/predict can be asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str = Field(description="binary, multiclass, multilabel, regression or nucleotide.")
+    labels: list[str] = Field(description="What it tells apart; of a regression the name of the number.")
+    method: str = Field(description="How it was fine-tuned.")
+    context: int = Field(description="Bases that it reads at once.")
+    windows: bool = Field(description="Whether it reads longer sequences in overlapping windows, or refuses them.")
+    reverse_complement: bool = Field(description="Whether a prediction is the mean of both strands.")
+
+
+class Model(BaseModel):
+    """The model that is served."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    parameters: int
+    layers: int
+    width: int = Field(description="Numbers of an embedding.")
+    context: int = Field(description="Bases that it reads at once; longer sequences go through overlapping windows.")
+    bits: int = Field(description="Of a weight, as it is stored.")
+    bits_per_weight: float = Field(description="The same with the scales of quantised weights, measured.")
+    dtype: str = Field(description="What it computes in.")
+    device: str
+    adapters: dict[str, Adapter]
+
+
+class Limits(BaseModel):
+    """What is refused above."""
+
+    body_bytes: int = Field(description="Of a request.")
+    sequences: int = Field(description="Of a request.")
+    sequence_bases: int = Field(description="Of a sequence.")
+    substitutions_bases: int = Field(description="Of one sequence for /v1/substitutions, on one strand.")
+    request_tokens: int = Field(
+        description="Tokens that a request may cost the model: about its bases, twice that where windows overlap, and "
+        "twice for both strands; all substitutions of L bases cost 2 L L."
+    )
+    queue_tokens: int = Field(description="Tokens of all requests that may wait at once.")
+    deadline_s: float = Field(description="Seconds that a request may take.")
+
+
 class Models(BaseModel):
     """The model that is served, and what a request may ask for."""
 
-    models: list[dict[str, Any]]
-    limits: dict[str, Any]
+    models: list[Model]
+    limits: Limits
 
 
 class Status(BaseModel):

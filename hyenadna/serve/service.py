@@ -14,6 +14,7 @@ from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.exchange import LEFT, Exchange, Refusal
 from hyenadna.serve.jobs import Job, longest_substituted
 from hyenadna.serve.metrics import Metrics
+from hyenadna.serve.schemas import Limits
 from hyenadna.serve.served_model import ServedModel
 
 _MOST_REQUESTS = 512
@@ -39,18 +40,18 @@ class Service:
         self._accepted: set[Exchange] = set()
 
     @property
-    def limits(self) -> dict[str, Any]:
+    def limits(self) -> Limits:
         """What is refused above, as clients read it."""
         config = self.config
-        return {
-            "body_bytes": config.max_body,
-            "sequences": config.max_sequences,
-            "sequence_bases": config.max_bases,
-            "substitutions_bases": longest_substituted(self.model, config.max_request_tokens),
-            "request_tokens": config.max_request_tokens,
-            "queue_tokens": config.queue_tokens,
-            "deadline_s": config.deadline,
-        }
+        return Limits(
+            body_bytes=config.max_body,
+            sequences=config.max_sequences,
+            sequence_bases=config.max_bases,
+            substitutions_bases=longest_substituted(self.model, config.max_request_tokens),
+            request_tokens=config.max_request_tokens,
+            queue_tokens=config.queue_tokens,
+            deadline_s=config.deadline,
+        )
 
     def check_ready(self) -> None:
         """Whether new work would be taken on.
