@@ -47,6 +47,7 @@ AT_ONCE = (32, 64)
 BAR = 2.5
 """How many times the throughput of one request after the other short ones must have."""
 SHORT, MIXED = (100, 300), (100, 20_000)
+OF_MIXED = f"{MIXED[0]} to {MIXED[1]:,} bp, log-uniform"
 SHORT_OF_MIXED = 1000
 """Bases up to which a request of the mixed load is called short."""
 REPETITIONS = 3
@@ -125,7 +126,9 @@ def rate_of(outcomes: Sequence[Outcome], seconds: float) -> float:
     return sum(outcome.answered <= seconds for outcome in outcomes) / seconds
 
 
-def undisturbed(quiet: QuietMachine, server: Server, load: Callable[..., list[Outcome]], *arguments: Any) -> list[Outcome]:
+def undisturbed(
+    quiet: QuietMachine, server: Server, load: Callable[..., list[Outcome]], *arguments: Any
+) -> list[Outcome]:
     """What became of a load during which other processes left the machine alone."""
     tries: list[list[Outcome]] = []
     quiet.timed(lambda: tries.append(server.asked(load, *arguments)))
@@ -164,6 +167,7 @@ def short_sequences(task: str, server: Server, plain: Server, seconds: float, qu
 
 def latencies(outcomes: Sequence[Outcome], bases: Sequence[int]) -> dict[str, Any]:
     """Milliseconds, of all and of short ones, and how late the client was."""
+
     def of(chosen: Sequence[Outcome]) -> dict[str, float]:
         found = [1000 * outcome.latency for outcome in chosen]
         cuts = statistics.quantiles(found, n=100, method="inclusive") if len(found) > 1 else found * 99
@@ -174,25 +178,33 @@ def latencies(outcomes: Sequence[Outcome], bases: Sequence[int]) -> dict[str, An
     return {"all": of(outcomes), f"up to {SHORT_OF_MIXED} bp": of(short), "client_late_ms_at_most": late}
 
 
-def mixed_lengths(
-    server: Server, seconds: float, quiet: QuietMachine, drawn: dict[str, list[float]]
-) -> Iterator[tuple[dict[str, Any], float, float]]:
-    """The capacity, and latency below it; each with the capacity in requests and in tokens a second."""
-    asked, bases = requests(MIXED, 512, TASKS)
-    load = f"{MIXED[0]} to {MIXED[1]:,} bp, log-uniform"
-    before, start = server.metric("hyena_tokens_total"), time.perf_counter()
+def capacity_of(server: Server, seconds: float, quiet: QuietMachine) -> dict[str, Any]:
+    """What clients get that never pause, in requests and in tokens."""
+    asked, _ = requests(MIXED, 512, TASKS)
+    before = [server.metric(f"hyena_{name}_total") for name in ("tokens", "model_seconds")]
     outcomes = undisturbed(quiet, server, closed_loop, asked, AT_ONCE[-1], seconds)
-    tokens = (server.metric("hyena_tokens_total") - before) / (time.perf_counter() - start)
-    # with few requests in the time, those in work at its end would count: take them, and the time that they took
+    tokens, busy = (
+        server.metric(f"hyena_{name}_total") - then
+        for name, then in zip(("tokens", "model_seconds"), before, strict=True)
+    )
     check_statuses(outcomes, {200})
-    capacity = len(outcomes) / max(outcome.answered for outcome in outcomes)
-    yield {"load": f"{load}, {AT_ONCE[-1]} clients without a pause", "requests_per_s": capacity,
-           "tokens_per_s": tokens, "n": len(outcomes)}, capacity, tokens  # fmt: skip
-    for seed, share in enumerate(SHARES):
-        outcomes = undisturbed(quiet, server, open_loop, asked, share * capacity, 2 * seconds, seed)
-        facts = {"load": f"{load}, Poisson at {share:.0%} of capacity", "requests_per_s": share * capacity}
-        drawn[f"{share:.0%} of capacity"] = sorted(outcome.latency for outcome in outcomes)
-        yield facts | {"statuses": check_statuses(outcomes, {200})} | latencies(outcomes, bases), capacity, tokens
+    return {
+        "load": f"{OF_MIXED}, {AT_ONCE[-1]} clients without a pause",
+        # with few requests in the time, those in work at its end would count: take them, and the time that they took
+        "requests_per_s": len(outcomes) / max(outcome.answered for outcome in outcomes),
+        "tokens_per_model_s": tokens / busy,
+        "n": len(outcomes),
+    }
+
+
+def below_capacity(
+    server: Server, rate: float, seed: int, seconds: float, quiet: QuietMachine
+) -> tuple[dict[str, Any], list[float]]:
+    """Latency at a rate that the server can do: what is reported, and all of them in seconds."""
+    asked, bases = requests(MIXED, 512, TASKS)
+    outcomes = undisturbed(quiet, server, open_loop, asked, rate, seconds, seed)
+    facts = {"requests_per_s": rate, "statuses": check_statuses(outcomes, {200})} | latencies(outcomes, bases)
+    return facts, sorted(outcome.latency for outcome in outcomes)
 
 
 def overload(server: Server, capacity: float, queue_tokens: int, seconds: float) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def overload(server: Server, capacity: float, queue_tokens: int, seconds: float)
     after = rate_of(server.asked(closed_loop, asked, 1, 1.0), 1.0)
     answered = [outcome for outcome in outcomes if outcome.status == 200]
     return {
-        "load": f"{MIXED[0]} to {MIXED[1]:,} bp, log-uniform, Poisson at {OVERLOAD:.0%} of capacity",
+        "load": f"{OF_MIXED}, Poisson at {OVERLOAD:.0%} of capacity",
         "requests_per_s": OVERLOAD * capacity,
         "statuses": statuses,
         "answered_per_s": len(answered) / max(outcome.answered for outcome in answered),
@@ -250,13 +262,17 @@ def measured(flags: argparse.Namespace, quiet: QuietMachine) -> Iterator[dict[st
             with serving(client, flags.threads, "--wait-ms", "0") as plain:
                 for task in TASKS:
                     yield short_sequences(task, server, plain, 2.5 * part, quiet)
-            for facts, capacity, tokens in mixed_lengths(server, 20 * part, quiet, latency):
-                yield facts
-        longest = 40 * MIXED[1]  # of windows of the least context that is likely
-        queue = max(round(_QUEUE_SECONDS * tokens), longest)
+            most = capacity_of(server, 20 * part, quiet)
+            yield most
+            for seed, share in enumerate(SHARES):
+                name, rate = f"{share:.0%} of capacity", share * most["requests_per_s"]
+                facts, latency[name] = below_capacity(server, rate, seed, 40 * part, quiet)
+                yield {"load": f"{OF_MIXED}, Poisson at {name}"} | facts
+        longest = 4 * MIXED[1]  # tokens of its windows, which overlap by half
+        queue = max(round(_QUEUE_SECONDS * most["tokens_per_model_s"]), longest)
         limits = ("--queue-tokens", str(queue), "--max-request-tokens", str(longest))
         with serving(client, flags.threads, *limits) as server:
-            yield overload(server, capacity, queue, 27 * part)
+            yield overload(server, most["requests_per_s"], queue, 27 * part)
     if flags.out is not None:
         draw(latency, flags.out.with_suffix(".png"))
 

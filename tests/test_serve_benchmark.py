@@ -2,6 +2,9 @@
 
 import asyncio
 import importlib
+import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -80,7 +83,7 @@ def test_nobody_listens(http_load, port):
 
 
 def test_arrivals_do_not_wait_for_answers(http_load, port):
-    """They come as a Poisson process of the rate, the same for the same seed; latency counts from when they were due."""
+    """A Poisson process of the rate, the same for the same seed; latency counts from when they were due."""
     asked = [http_load.post("/x", b"200")]
     first, again = (http_load.open_loop(port, asked, 400, 0.5, 7) for _ in range(2))
     assert [outcome.due for outcome in first] == [outcome.due for outcome in again]
@@ -115,9 +118,6 @@ def test_an_error_is_no_result(http_load, bench):
 
 def test_the_times_of_children_are_ours(bench):
     """A process that this one started is no neighbour, while it works and after it has ended."""
-    import subprocess
-    import sys
-
     from side_by_side import _cpu_seconds_of_children
 
     before = _cpu_seconds_of_children()
@@ -132,8 +132,6 @@ def test_the_times_of_children_are_ours(bench):
 def test_the_whole_benchmark(bench, monkeypatch, tmp_path, capsys):
     side_by_side = importlib.import_module("side_by_side")
     monkeypatch.setattr(side_by_side, "_cpu_seconds_of_others", lambda: 0.0)
-    import json
-
     out = tmp_path / "serve.json"
     assert bench.main(["--seconds", "25", "--threads", "1", "-o", str(out)]) == 0
     cases = json.loads(out.read_text())["cases"]
