@@ -110,7 +110,7 @@ def test_an_error_is_no_result(http_load, bench):
         bench.check_statuses([outcome(504)], {200, 429})
     with pytest.raises(bench.ServerFailed):
         bench.rate_of([outcome(429)], 1.0)
-    assert bench.rate_of([outcome(200, answered=at) for at in (0.5, 1.5, 3.0)], 2.0) == 1.0
+    assert bench.rate_of([outcome(200, answered=at) for at in (0.1, 0.5, 1.5, 7.0)], 6.0) == 0.2
     facts = bench.latencies([outcome(200, number=n, due=1.0, answered=2.0 + n) for n in range(3)], [100, 5000, 1000])
     assert facts["all"]["p50_ms"] == 2000 and facts["all"]["n"] == 3 and facts["all"]["max_ms"] == 3000
     assert facts["up to 1000 bp"]["n"] == 2 and facts["up to 1000 bp"]["p50_ms"] == 2000
