@@ -25,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _REMEMBERED = 0.9
 """Share of the earlier batches in the measured rate, a batch later."""
-_OF_NEW, _OF_ACCEPTED = 0.5, 0.7
+_OF_NEW, _OF_ACCEPTED = 0.4, 0.7
 """Of the time that a job has besides its own work, what others that are there may take when it comes, and what they may
 take still when another one comes. The rest is for small ones, which are always let in. Without these bounds, load that
 lasts is answered by work that is dropped half done."""
@@ -214,9 +214,9 @@ class Batcher:
             return worst
         for place, (own, until) in enumerate(left):
             others = rate * (before + own * (len(left) - place - 1))
-            excess = others - _OF_ACCEPTED * max(0.0, until - now - rate * own)
-            if excess <= 0:  # one that is late already is no reason to refuse others
-                worst = max(worst, excess + rate * min(own, tokens))
+            spare = until - now - rate * own
+            if others <= spare:  # one that will be late anyway is no reason to refuse others
+                worst = max(worst, others + rate * min(own, tokens) - _OF_ACCEPTED * spare)
             before += own
         return worst
 
