@@ -311,7 +311,7 @@ async def test_a_full_queue_says_when_to_come_again():
 
 @in_a_loop
 async def test_what_could_not_be_done_in_time_is_not_taken_on():
-    """At 10 ms a token, by hand: jobs of 1 s of work, of which two at once end after 2 s, and three after 3 s."""
+    """At 10 ms a token, by hand: jobs of 2 s of work in batches of 1 s, and a small one that may always come."""
     machine = Machine()
     async with running(machine) as batcher:
         batcher._recent_tokens, batcher._recent_seconds = 1e9, 1e7

@@ -202,7 +202,7 @@ class Batcher:
         return entry
 
     def _too_late(self, tokens: int, deadline: float, rate: float) -> float:
-        """Seconds of work too many for a new job; 0 if it can be let in. `rate` is in seconds a token.
+        """Seconds of work too many for a new job; not above 0 if it can be let in. `rate` is in seconds a token.
 
         Until a job is done, of each longer one as much is computed as of it, and the shorter ones are as a whole.
         """
