@@ -317,6 +317,32 @@ def test_a_failure_is_told_without_its_words(capsys):
 
 
 @in_a_loop
+async def test_what_could_not_be_done_in_time_is_not_taken_on():
+    """At 10 ms a token, by hand: jobs of 2 s of work in batches of 1 s, and a small one that may always come."""
+    machine = Machine()
+    async with running(machine) as batcher:
+        batcher._recent_tokens, batcher._recent_seconds = 1e9, 1e7
+        alone = submitted(batcher, Task(machine, "alone", 20), deadline=0.5)  # nobody else is there
+        await machine.started()
+        with pytest.raises(DeadlineExceeded):
+            await alone
+        machine.finish()
+        one = submitted(batcher, Task(machine, "one", 20), deadline=3.5)
+        await machine.started()  # 1 s of it waits
+        with pytest.raises(QueueFull, match=r"could not be done in time") as refused:
+            await batcher.submit(Task(machine, "hasty", 20), deadline=2.5)
+        assert refused.value.retry_after == pytest.approx(1 - 0.4 * (2.5 - 2), abs=0.01)
+        two = submitted(batcher, Task(machine, "two", 20), deadline=LONG)
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="or one before it"):  # the first would be late
+            await batcher.submit(Task(machine, "three", 20), deadline=LONG)
+        small = submitted(batcher, Task(machine, "small", 10), deadline=LONG)
+        machine.free = True
+        machine.finish()
+        await asyncio.gather(one, two, small)
+
+
+@in_a_loop
 async def test_a_failure_stays_with_its_item():
     machine = Machine(free=True)
     async with running(machine) as batcher:

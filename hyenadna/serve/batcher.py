@@ -25,6 +25,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _REMEMBERED = 0.9
 """Share of the earlier batches in the measured rate, a batch later."""
+_OF_NEW, _OF_ACCEPTED = 0.4, 0.7
+"""Of the time that a job has besides its own work, what others that are there may take when it comes, and what they may
+take still when another one comes. The rest is for small ones, which are always let in. Without these bounds, load that
+lasts is answered by work that is dropped half done."""
 
 
 class QueueFull(HyenaError):
@@ -70,8 +74,8 @@ class Stats:
 class _Entry:
     """A job that was accepted and is not answered."""
 
-    def __init__(self, reserved: int, tag: float) -> None:
-        self.reserved, self.tag, self.served = reserved, tag, 0
+    def __init__(self, reserved: int, tag: float, until: float) -> None:
+        self.reserved, self.tag, self.served, self.until = reserved, tag, 0, until
         self.pending: dict[Kind, deque[Unit]] = {}
         self.remaining = 0  # tokens of all pending
         self.left = 0  # units without a result
@@ -122,12 +126,12 @@ class Batcher:
 
         Raises
         ------
-        QueueFull           there is no room now
-        JobTooLarge         there never will be
+        QueueFull           there is no room now, or too much waits for the job to be done in time
+        JobTooLarge         there never will be room
         DeadlineExceeded    not done in time; what was left of it is dropped
         Draining            after `drain` was called
         """
-        entry = self._admitted(job.tokens)
+        entry = self._admitted(job.tokens, deadline)
         try:
             async with asyncio.timeout(deadline):
                 work = await _beside_the_loop(entry.reserved > self.batch_tokens, job.cut, self.batch_tokens)
@@ -170,7 +174,7 @@ class Batcher:
         """Whether it computes: it was started, not drained to the end, and met no defect of its own."""
         return self._task is not None and not self._task.done()
 
-    def _admitted(self, tokens: int) -> _Entry:
+    def _admitted(self, tokens: int, deadline: float) -> _Entry:
         if self._draining:
             raise Draining("the server is ending and takes no new requests")
         if tokens > self.queue_tokens:
@@ -178,14 +182,38 @@ class Batcher:
                 f"the request costs {tokens:,} tokens; this server takes up to {self.queue_tokens:,}: send fewer or "
                 "shorter sequences"
             )
+        # before the first batch nothing is known
+        rate = self._recent_seconds / self._recent_tokens if self._recent_tokens else 0.0
         if (excess := self._queued + tokens - self.queue_tokens) > 0:
-            # before the first batch nothing is known
-            seconds = excess * self._recent_seconds / self._recent_tokens if self._recent_tokens else 1.0
+            seconds = excess * rate or 1.0
             raise QueueFull(f"{self._queued:,} tokens wait already, and at most {self.queue_tokens:,} may", seconds)
+        if (seconds := self._too_late(tokens, deadline, rate)) > 0:
+            raise QueueFull(
+                "so much work waits already that the request, or one before it, could not be done in time", seconds
+            )
         self._queued += tokens
-        entry = _Entry(tokens, self._clock)
+        entry = _Entry(tokens, self._clock, asyncio.get_running_loop().time() + deadline)
         self._entries[entry] = None
         return entry
+
+    def _too_late(self, tokens: int, deadline: float, rate: float) -> float:
+        """Seconds of work too many for a new job; not above 0 if it can be let in. `rate` is in seconds a token.
+
+        Until a job is done, of each longer one as much is computed as of it, and the shorter ones are as a whole.
+        """
+        left = sorted((entry.reserved + entry.remaining, entry.until) for entry in self._entries)
+        now, before = asyncio.get_running_loop().time(), 0
+        wait = rate * sum(min(own, tokens) for own, _ in left)
+        worst = wait - _OF_NEW * max(0.0, deadline - rate * tokens)
+        if tokens <= self.batch_tokens:
+            return worst
+        for place, (own, until) in enumerate(left):
+            others = rate * (before + own * (len(left) - place - 1))
+            spare = until - now - rate * own
+            if others <= spare:  # one that will be late anyway is no reason to refuse others
+                worst = max(worst, others + rate * min(own, tokens) - _OF_ACCEPTED * spare)
+            before += own
+        return worst
 
     def _enqueue(self, entry: _Entry, units: list[Unit]) -> int:
         """How many tokens there are to compute."""
