@@ -38,6 +38,8 @@ class Report:
     """Of the setting that was asked for, or found."""
     max_loss: float | None
     """Bits per base that the model may lose; None if nothing was said."""
+    suggested: Cost | None = None
+    """If the chosen one loses more: the next that does not, of those that take more bits, if there is one."""
 
     @property
     def curve(self) -> list[Cost]:
@@ -63,6 +65,7 @@ class Report:
             "never_quantised": NEVER.split(", "),
             "max_loss": self.max_loss,
             "passes": self.passes,
+            "suggested": None if self.suggested is None else dataclasses.asdict(self.suggested.setting),
             "dense": {"bits_per_base": dataclasses.asdict(self.costs.bits_per_base)},
             "read": {
                 name: getattr(self.costs, name) for name in ("bases", "windows", "genome_blocks", "changes")
