@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hyenadna.cli.main import app
 from hyenadna.errors import WriteError
+from hyenadna.inference import quantization_report
 from hyenadna.inference.quantize import quantize
 from hyenadna.model import checkpoint
 from hyenadna.model.config import Quantization
@@ -31,8 +32,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def workplace(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(small: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(made)
+    # half a second each; `small` is drawn
+    monkeypatch.setattr(quantization_report, "picture", lambda report: b"\x89PNG")
     return made
 
 
@@ -72,7 +75,7 @@ def test_what_is_written_loads_and_says_what_it_is(small, made):
     tensors = safetensors.torch.load_file(small / "model.safetensors").values()
     assert report["bytes_after"] == sum(tensor.nbytes for tensor in tensors)
     assert "## Quantised" in found.card and "4b g16 *" in found.card
-    assert (small / "quantization.png").read_bytes().startswith(b"\x89PNG")
+    assert (small / "quantization.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
 def test_convert_keeps_the_report(small):
