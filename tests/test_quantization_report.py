@@ -11,6 +11,7 @@ from evaluating import ORDER
 from quantizing import TEST, dense_model, genome, held_out
 
 from hyenadna.data.alphabet import reverse_complement
+from hyenadna.data.intervals import Interval
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import InputError, IntervalError, NotFiniteError, UsageError
 from hyenadna.inference.bootstrap import Estimate
@@ -58,7 +59,9 @@ def test_bits_per_base_are_those_of_evaluate(models, pack, costs):
 
 def test_embeddings_and_blocks_by_hand(models, pack):
     dense, quantised = models
-    small = held_out(pack, tokens=1024)
+    # of 64, 54 and 45 bases, so that batches are padded
+    small = HeldOut(pack, (Interval("c1", 0, 150), Interval("c1", 200, 245)), 64, 4096)
+    assert {window.length for window in small.windows()} == {64, 54, 45}
     costs = measure(dense, quantised[2:], small)
     squares, cosines = np.zeros((2, 2)), []
     for window in small.windows():

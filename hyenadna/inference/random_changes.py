@@ -45,6 +45,7 @@ def random_substitutions(
         if window.strand == "-" or window.length < length or (CODE_OF_BYTE[letters] == NO_BASE).any():
             continue
         reference = encode(letters)
-        places = np.sort(random.choice(np.arange(first, last), changes, replace=False))
-        shifts = random.integers(1, 4, changes)
-        yield SubstitutionUnit(reference, "+", places, (reference[places].astype(np.int64) - A + shifts) % 4)
+        places = random.choice(np.arange(first, last), changes, replace=False)
+        bases = (reference[places].astype(np.int64) - A + random.integers(1, 4, changes)) % 4
+        ascending = places.argsort()
+        yield SubstitutionUnit(reference, "+", places[ascending], bases[ascending])
