@@ -270,7 +270,7 @@ def _refusal(report: "Report") -> str:
     advice = "no setting of more bits, up to 8, loses so little: allow more, or keep the model as it is"
     if other is not None:
         advice = (
-            f"--bits {other.setting.bits} --group {other.setting.group} loses {other.loss.value:+.4f} at "
+            f"--bits {other.setting.bits} --group {other.setting.group} loses {other.loss.value:+z.4f} at "
             f"{other.bits_per_weight:.3f} bits per weight"
         )
     return (

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from hyenadna.errors import CheckpointError, HyenaError, UsageError
 from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.packed_linear import PackedLinear
-
-if TYPE_CHECKING:
-    import pydantic
 
 _JSON_BYTES = 16 << 20
 _Parsed = TypeVar("_Parsed", HyenaConfig, Quantization)
@@ -106,7 +103,7 @@ def parse_quantization(description: Mapping[str, Any], path: Path) -> tuple[Quan
 
 
 @functools.cache
-def _adapter(kind: type[_Parsed]) -> "pydantic.TypeAdapter[_Parsed]":
+def _adapter(kind: Any) -> Any:
     import pydantic
 
     return pydantic.TypeAdapter(kind)
@@ -115,8 +112,9 @@ def _adapter(kind: type[_Parsed]) -> "pydantic.TypeAdapter[_Parsed]":
 def _parsed(kind: type[_Parsed], values: Mapping[str, Any], path: Path, what: str) -> _Parsed:
     import pydantic  # a third of a second that a model built in memory does not need
 
+    of_class: Any = kind  # mypy takes the classes of hashable dataclasses for things without a hash
     try:
-        return _adapter(kind).validate_json(json.dumps(dict(values)), strict=True)
+        return cast(_Parsed, _adapter(of_class).validate_json(json.dumps(dict(values)), strict=True))
     except pydantic.ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise CheckpointError(f"{path} does not describe {what}: {_some(problems)}") from error
