@@ -171,6 +171,18 @@ def test_in_blocks_is_the_whole(monkeypatch, at_once, bits):
     torch.testing.assert_close(in_blocks, whole, rtol=1e-12, atol=1e-12)
 
 
+def test_blocks_are_summed_in_float32(monkeypatch):
+    """Positive products, 512 of them: a sum in bfloat16 would stand still at 256 times one of them."""
+    monkeypatch.setattr(module, "_WEIGHTS_AT_ONCE", 1)
+    x, bias, grad, (packed, scale, zero), how = operands(512, 8, 16, 4, n=3, dtype=torch.bfloat16)
+    weight, grad = (packed, scale, torch.zeros_like(zero)), grad.abs()
+    W = dequantize(*weight, **how, columns=8, dtype=torch.bfloat16)
+    _, found, _ = value_and_gradients(packed_matmul, x, bias, grad, weight, how)
+    exact = grad.double() @ W.double()
+    # half an ulp of every product, and of their sum
+    assert ((found - exact).abs() <= torch.finfo(torch.bfloat16).eps * exact).all()
+
+
 class LargestStorage(TorchDispatchMode):
     """The most bytes that any one result of an operation holds."""
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hyenadna.cli.main import app
 from hyenadna.errors import WriteError
+from hyenadna.inference import quantization_report
 from hyenadna.inference.quantize import quantize
 from hyenadna.model import checkpoint
 from hyenadna.model.config import Quantization
@@ -31,8 +32,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def workplace(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(small: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(made)
+    # half a second each; `small` is drawn
+    monkeypatch.setattr(quantization_report, "picture", lambda report: b"\x89PNG")
     return made
 
 
@@ -72,7 +75,7 @@ def test_what_is_written_loads_and_says_what_it_is(small, made):
     tensors = safetensors.torch.load_file(small / "model.safetensors").values()
     assert report["bytes_after"] == sum(tensor.nbytes for tensor in tensors)
     assert "## Quantised" in found.card and "4b g16 *" in found.card
-    assert (small / "quantization.png").read_bytes().startswith(b"\x89PNG")
+    assert (small / "quantization.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
 def test_convert_keeps_the_report(small):
@@ -123,7 +126,7 @@ def losing(monkeypatch):
     monkeypatch.setattr(quantization_cost, "_cost", cost)
 
 
-def test_a_loss_that_is_too_large_is_refused_with_advice(losing):
+def test_a_loss_that_is_too_large_is_refused_with_advice(losing, monkeypatch):
     wide = [*SMALL, "--group", "32"]
     ended = hyena("model", *wide, "--bits", 3, "--max-loss", 0.017, "-o", "never")
     assert ended.exit_code == 1 and not Path("never").exists()
@@ -132,8 +135,13 @@ def test_a_loss_that_is_too_large_is_refused_with_advice(losing):
         "hyena: 3 bits in groups of 32 lose 0.0200 [0.0100, 0.0400] bits per base, --max-loss allows 0.017: nothing "
         "was written; --bits 3 --group 16 loses +0.0160 at 4."
     )
+    # the advice is never a coarser setting, though one may lose less by chance
+    monkeypatch.setitem(LOSSES, 2, 0.0)
+    finer = hyena("model", *wide, "--bits", 8, "--max-loss", 0.00009, "--json")
+    assert finer.exit_code == 1 and "; --bits 8 --group 16 loses +0.0001 at 9." in finer.stderr
+    assert json.loads(finer.stdout)["suggested"] == {"bits": 8, "group": 16, "meta_bits": 8}
     none = hyena("model", *wide, "--bits", 8, "--max-loss", 0, "-o", "never")
-    assert none.exit_code == 1 and "no setting of up to 8 bits loses so little" in none.stderr
+    assert none.exit_code == 1 and "no setting of more bits, up to 8, loses so little" in none.stderr
 
 
 def test_auto_takes_the_smallest_that_passes(losing):
@@ -173,6 +181,7 @@ def test_a_genome_that_the_model_does_not_know_is_said(made):
         (("model", "--group", "64"), 2, "groups of 64 weights do not fit into backbone.layers.0.mixer.in_proj, whose"),
         (("model", "--max-loss", "-0.1"), 2, "--max-loss -0.1: it takes bits per base, 0 or more"),
         (("model", "--max-loss", "nan"), 2, "--max-loss nan: it takes bits per base, 0 or more"),
+        (("model", "--auto", "--bits", "4"), 2, "--auto finds the bits itself: leave out --bits 4, or --auto"),
         (("model", "-o", "model"), 2, "model is not empty"),
         (("model", "-o", "genome.fa"), 2, "genome.fa is a file; name a folder for the model"),
         (("model", "--length", "100"), 3, "--length 100 is more than the 66 bases that model takes"),

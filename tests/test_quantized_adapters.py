@@ -179,6 +179,23 @@ class TestFiles:
             adapter.load(folder, base=quantized(other))
         one_line(error)
 
+    @pytest.mark.parametrize("part", ["embedding.weight", "backbone.layers.1.mlp.fc1.bias", "backbone.ln_f.weight"])
+    def test_a_child_that_was_changed_since_is_refused(self, part, models, tmp_path):
+        parent = models[0]
+        folder, child = saved(adapted("head", base=parent), tmp_path / "a"), quantized(parent)
+        child.get_parameter(part).data.view(-1)[0] += 1e-6
+        child.save_pretrained(tmp_path / "changed")  # which still names the parent
+        with pytest.raises(
+            CheckpointError, match=r"was quantised, but its embedding, norms, .* changed since"
+        ) as error:
+            adapter.load(folder, base=HyenaDNA.from_pretrained(tmp_path / "changed"))
+        one_line(error)
+
+    def test_a_dense_model_is_known_by_its_own_weights(self, models):
+        other = small()
+        other.parent_sha256 = "0" * 64
+        assert adapter.identity(other) == adapter.identity(models[0])
+
     def test_damage_is_found_on_its_own_base_and_on_the_others(self, models, tmp_path):
         parent, child, _ = models
         folder = saved(adapted("head", base=child), tmp_path / "a")

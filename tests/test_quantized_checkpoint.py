@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -145,10 +147,17 @@ class TestTheModel:
             packed_model(model, layers, Quantization(4, 16, 8))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "small"
+    quantized(parent()).save_pretrained(folder, training={"steps": 3})
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    quantized(parent()).save_pretrained(tmp_path / "small", training={"steps": 3})
-    return tmp_path / "small"
+def folder(written, tmp_path):
+    """A copy, which a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / "small"))
 
 
 class TestTheFolder:

@@ -35,7 +35,6 @@ _Stride = Annotated[
     ),
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT rather than continue it.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input; say rate, time and memory of the whole.")]
 
 
 def embed(
@@ -56,7 +55,7 @@ def embed(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     overwrite: _Overwrite = False,
-    dry_run: _DryRun = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Embeddings of sequences into HDF5, Parquet or NPY. Example: hyena embed my.fa -o my.h5

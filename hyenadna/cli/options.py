@@ -19,6 +19,7 @@ Dtype = Annotated[
     typer.Option(help="What the model computes in; auto is float32."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the CPUs this process may use.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input; say rate, time and memory of the whole.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 _LONGEST_WINDOW = 1 << 13
 _MAX_LOSS_OF_AUTO = 0.01
-_BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 _Model = Annotated[
     str, typer.Argument(help="Model folder, training run, published layout, or hub id.", show_default=False)
 ]
-_Bits = Annotated[int, typer.Option(help="Bits of a weight: 8, 4, 3, 2 or 1.")]
+_Bits = Annotated[int | None, typer.Option(help="Bits of a weight: 8, 4, 3, 2 or 1. Default: 4.")]
 _Group = Annotated[int, typer.Option(help="Neighbouring weights that share a scale and a zero point: 16 to 128.")]
 _MetaBits = Annotated[int, typer.Option(help="Bits of a scale and of a zero point: 8 or 16.")]
 _Out = Annotated[
@@ -43,7 +42,9 @@ _MaxLoss = Annotated[
 _Auto = Annotated[
     bool,
     typer.Option(
-        "--auto", help="Take the smallest setting of 2 to 8 bits within --max-loss, which is 0.01 if not said."
+        "--auto",
+        help="Take the smallest setting of 2 to 8 bits, in groups of any size, within --max-loss, which is 0.01 if "
+        "not said.",
     ),
 ]
 _Fasta = Annotated[
@@ -55,13 +56,12 @@ _Tokens = Annotated[
     int, typer.Option(min=1, help="About how many tokens each setting reads for the loss, and again for substitutions.")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that hyena wrote.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input; say rate, time and memory of the whole.")]
 
 
 def quantize(
     model: _Model,
     *,
-    bits: _Bits = 4,
+    bits: _Bits = None,
     group: _Group = 64,
     meta_bits: _MetaBits = 8,
     out: _Out = None,
@@ -73,7 +73,7 @@ def quantize(
     device: options.Device = "auto",
     threads: options.Threads = None,
     overwrite: _Overwrite = False,
-    dry_run: _DryRun = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """A model in few bits, and what that costs on held-out sequence. Example: hyena quantize run --bits 4 -o small
@@ -83,6 +83,9 @@ def quantize(
     """
     if max_loss is not None and not 0 <= max_loss < math.inf:
         raise UsageError(f"--max-loss {max_loss:g}: it takes bits per base, 0 or more, such as 0.01")
+    if auto and bits is not None:
+        raise UsageError(f"--auto finds the bits itself: leave out --bits {bits}, or --auto")
+    bits = 4 if bits is None else bits
     allowed = _MAX_LOSS_OF_AUTO if auto and max_loss is None else max_loss
     found, dense, setting = _read(model, bits, group, meta_bits, out, overwrite, device, threads)
     held_out, about = _held_out(model, dense, fasta, length, tokens)
@@ -191,9 +194,9 @@ def _measured(
     curve = [Quantization(bits, setting.group, setting.meta_bits) for bits in CURVE]
     settings = list(dict.fromkeys([*curve, setting]))
     costs = _costs(dense, settings, held_out, models)
-    asked = costs.of[settings.index(setting)]
+    asked, suggested = costs.of[settings.index(setting)], None
     if max_loss is not None and (auto or asked.loss.value > max_loss):
-        chosen, further = smallest_within(
+        found, further = smallest_within(
             max_loss,
             costs.of,
             lambda other: _costs(dense, [other], held_out, models).of[0],
@@ -202,10 +205,12 @@ def _measured(
             above=None if auto else setting,
         )
         costs = dataclasses.replace(costs, of=(*costs.of, *further))
-        if auto and chosen is not None:
-            asked = chosen
+        if auto:
+            asked = found or asked
+        else:
+            suggested = found
     about = {**about, "seconds": round(time.perf_counter() - start, 1)}
-    return Report(about, costs, asked, max_loss), models[asked.setting]
+    return Report(about, costs, asked, max_loss, suggested), models[asked.setting]
 
 
 def _costs(
@@ -213,33 +218,43 @@ def _costs(
 ) -> "Costs":
     """What these settings cost; their models are put with the others."""
     from hyenadna.inference.quantization_cost import measure
+
+    made = _quantised(dense, settings)
+    models.update(zip(settings, made, strict=True))
+    return measure(dense, made, held_out, batch_tokens=options.BATCH_TOKENS[dense.device.type])
+
+
+def _quantised(dense: "HyenaDNA", settings: "Sequence[Quantization]") -> "list[HyenaDNA]":
     from hyenadna.inference.quantize import quantize as quantised
 
     weights = sum(layer.in_features * layer.out_features for layer in dense.projections.values())
     with progress("quantising", len(settings) * weights, unit="weights") as job:
-        for one in settings:
-            models[one] = quantised(dense, bits=one.bits, group=one.group, meta_bits=one.meta_bits, job=job)
-    chosen = [models[one] for one in settings]
-    return measure(dense, chosen, held_out, batch_tokens=_BATCH_TOKENS[dense.device.type])
+        return [quantised(dense, bits=one.bits, group=one.group, meta_bits=one.meta_bits, job=job) for one in settings]
 
 
 def _say_what_it_takes(dense: "HyenaDNA", setting: "Quantization", held_out: "HeldOut", as_json: bool) -> None:
     """Quantise and read a little, and say what the whole will take."""
+    from hyenadna.inference.quantization_cost import measure
     from hyenadna.inference.quantization_search import CURVE
     from hyenadna.machine import peak_memory
 
+    settings = len({*CURVE, setting.bits})
     few = dataclasses.replace(held_out, tokens=min(held_out.tokens, max(held_out.length, 1 << 13)))
     start = time.perf_counter()
-    _costs(dense, [setting], few, {})
-    settings = len({*CURVE, setting.bits})
+    made = _quantised(dense, [setting])
+    quantising = settings * (time.perf_counter() - start)
+    for _ in range(2):  # the first time loads libraries and computes what later ones keep
+        start = time.perf_counter()
+        measure(dense, made, few, batch_tokens=options.BATCH_TOKENS[dense.device.type])
+        reading = time.perf_counter() - start
     # each model reads as many tokens for the loss as for substitutions
-    rate = 2 * 2 * few.tokens / (time.perf_counter() - start)
-    total = (settings + 1) * 2 * held_out.tokens
-    facts = {"settings": settings, "tokens": total, "tokens_per_s": rate, "seconds": total / rate,
+    rate, total = 2 * 2 * few.tokens / reading, (settings + 1) * 2 * held_out.tokens
+    seconds = quantising + total / rate
+    facts = {"settings": settings, "tokens": total, "tokens_per_s": rate, "seconds": seconds,
              "memory_bytes": peak_memory()}  # fmt: skip
     told = (
         f"{settings} settings and the model as it is read {total:,} tokens: {quantity(rate)}nt/s, "
-        f"{duration(total / rate)}, {facts['memory_bytes'] / 1e9:.2f} GB; longer if settings between these are tried"
+        f"{duration(seconds)}, {facts['memory_bytes'] / 1e9:.2f} GB; longer if settings between these are tried"
     )
     typer.echo(json.dumps(facts, indent=2) if as_json else told)
 
@@ -251,14 +266,12 @@ def _show(report: "Report", as_json: bool) -> None:
 
 
 def _refusal(report: "Report") -> str:
-    lost, setting = report.chosen.loss, report.chosen.setting
-    others = [cost for cost in report.costs.of if report.max_loss is not None and cost.loss.value <= report.max_loss]
-    advice = "no setting of up to 8 bits loses so little: allow more, or keep the model as it is"
-    if others:
-        best = min(others, key=lambda cost: cost.bits_per_weight)
+    lost, setting, other = report.chosen.loss, report.chosen.setting, report.suggested
+    advice = "no setting of more bits, up to 8, loses so little: allow more, or keep the model as it is"
+    if other is not None:
         advice = (
-            f"--bits {best.setting.bits} --group {best.setting.group} loses {best.loss.value:+.4f} at "
-            f"{best.bits_per_weight:.3f} bits per weight"
+            f"--bits {other.setting.bits} --group {other.setting.group} loses {other.loss.value:+z.4f} at "
+            f"{other.bits_per_weight:.3f} bits per weight"
         )
     return (
         f"{setting.bits} bits in groups of {setting.group} lose {lost} bits per base, --max-loss allows "

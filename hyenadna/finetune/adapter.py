@@ -5,9 +5,9 @@ of its weights, the adaptation, the task, how it was trained, and a probe: the a
 must give again) and README.md. A model that was fine-tuned as a whole lies beside them as the model folder `model/`:
 it is the base of its own head.
 
-A quantised base is known by the SHA-256 of its parent, so that an adapter works on a model and on its quantised
-children alike. Its probe is asked on the one of them that it was trained on; elsewhere the SHA-256 of what was learnt
-is compared.
+A quantised base is known by the SHA-256 of its parent, and of the weights that it has as the parent has them: so an
+adapter works on a model and on its quantised children alike, and on none of these that was changed since. Its probe is
+asked on the one of them that it was trained on; elsewhere the SHA-256 of what was learnt is compared.
 """
 
 import json
@@ -48,7 +48,8 @@ def identity(base: HyenaDNA) -> str:
             f"the base is in {base.embedding.weight.dtype}, in which it cannot be told from others: "
             "take it in float32, and cast it with its adapter"
         )
-    return base.parent_sha256 or base_sha256(base_state(base))
+    parent = base.parent_sha256 if base.quantization is not None else None
+    return parent or base_sha256(base_state(base))
 
 
 def save(
@@ -91,6 +92,7 @@ def save(
         "format_version": FORMAT_VERSION,
         "base": base,
         "base_sha256": digest,
+        "never_packed_sha256": _never_packed(plain),
         "adaptation": model.adaptation.to_json(),
         "task": model.task.to_json(),
         "training": training,
@@ -140,6 +142,12 @@ def load(folder: str | Path, *, base: HyenaDNA | None = None, device: str | torc
         raise CheckpointError(
             f"{folder} adapts {description['base']!r} with SHA-256 {str(description['base_sha256'])[:16]}…, but {name} "
             f"has {digest[:16]}…: an adapter works on the very model that it was trained on"
+        )
+    kept = _never_packed(base)
+    if description.get("never_packed_sha256", kept) != kept:
+        raise CheckpointError(
+            f"{folder} adapts {description['base']!r}, of which {name} was quantised, but its embedding, norms, biases "
+            "or filters were changed since: quantise that model again"
         )
     model = SequenceModel(base, task, adaptation).eval()
     tensors = own_float32(read_safetensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
@@ -208,6 +216,15 @@ def _probe(model: SequenceModel) -> dict[str, Any]:
     if not torch.isfinite(answer).all():
         raise NotFiniteError("the adapted model gives answers that are not finite; it was not saved")
     return {"sequence": sequence, "tolerance": _TOLERANCE, "outputs": [float(f"{x:.9g}") for x in answer.tolist()]}
+
+
+def _never_packed(base: HyenaDNA) -> str:
+    """The SHA-256 of the weights that a model and its quantised children share: all but the matrices of the blocks."""
+    matrices = base.projections
+    state = base_state(base).items()
+    return base_sha256(
+        {name: x for name, x in state if name.endswith("bias") or name.rpartition(".")[0] not in matrices}
+    )
 
 
 def _check_numbers(tensors: dict[str, Tensor], description: dict[str, Any], folder: Path) -> None:

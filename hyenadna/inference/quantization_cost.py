@@ -25,12 +25,13 @@ from hyenadna.inference.block_sums import BLOCK
 from hyenadna.inference.bootstrap import Bootstrap, Estimate
 from hyenadna.inference.evaluate import base_bits
 from hyenadna.inference.markov import CODE_OF_BYTE, NO_BASE
-from hyenadna.inference.random_changes import CHANGED_WINDOW, CHANGES, changed_windows, log_likelihood_ratios
+from hyenadna.inference.random_changes import random_substitutions
+from hyenadna.inference.variants import unit_ratios
 from hyenadna.inference.windows import Window, WindowPlan
 from hyenadna.machine import peak_memory
 from hyenadna.model.config import Quantization
 from hyenadna.model.language_model import HyenaDNA
-from hyenadna.model.packed_linear import DenseLinear, PackedLinear
+from hyenadna.model.packed_linear import DenseLinear, PackedLinear, bits_per_weight
 from hyenadna.model.weights import stored
 from hyenadna.progress import Job, progress
 
@@ -115,7 +116,7 @@ class Costs:
 
 
 def measure(
-    dense: HyenaDNA, quantised: Sequence[HyenaDNA], held_out: HeldOut, *, seed: int = 0, batch_tokens: int = 1 << 14
+    dense: HyenaDNA, quantised: Sequence[HyenaDNA], held_out: HeldOut, *, seed: int = 0, batch_tokens: int = 1 << 13
 ) -> Costs:
     """What each of the quantised models costs.
 
@@ -130,7 +131,7 @@ def measure(
     seed : int
         Of the random substitutions.
     batch_tokens : int
-        Tokens of a batch, at least one window; changes speed and memory, not the result.
+        Tokens of a batch of windows, at least one; changes speed and memory, not the result.
 
     Raises
     ------
@@ -140,17 +141,17 @@ def measure(
     """
     models = [dense, *quantised]
     plan = held_out.windows()
-    changed = list(changed_windows(held_out.pack, held_out.intervals, held_out.length, held_out.tokens, seed))
-    total = len(models) * (len(plan) * held_out.length + sum(map(np.size, changed)))
+    units = list(random_substitutions(held_out.pack, held_out.intervals, held_out.length, held_out.tokens, seed))
+    total = len(models) * (len(plan) * held_out.length + sum(unit.tokens for unit in units))
     windows, ratios = _Windows(len(models), dense.config.n_layer), []
     with torch.inference_mode(), ExitStack() as stack, progress("measuring", total) as job:
         for model in models:
             stack.enter_context(_evaluating(model))
         for batch in _batches(plan, held_out.pack, dense.config.n_token, batch_tokens):
             windows.add(_read(models, batch, plan.context, job))
-        at_once = max(1, batch_tokens // (CHANGED_WINDOW * (CHANGES + 1)))
-        for first in range(0, len(changed), at_once):
-            ratios.append(log_likelihood_ratios(models, np.stack(changed[first : first + at_once]), job))
+        for unit in units:
+            ratios.append(np.stack([unit_ratios(model, unit) for model in models]))
+            job.advance(len(models) * unit.tokens, f"{peak_memory() / 1e9:.2f} GB")
     ranked = np.concatenate(ratios, axis=1) if ratios else np.zeros((len(models), 0))
     return windows.costs(dense, quantised, ranked)
 
@@ -292,13 +293,11 @@ def _cost(
 ) -> Cost:
     if model.quantization is None:
         raise UsageError("the cost of a model that is not quantised was asked for; give it children of the dense one")
-    matrices = tuple(_matrices(dense, model))
-    weights = sum(matrix.bytes_dense for matrix in matrices) / 4
     return Cost(
         setting=model.quantization,
         bytes=_bytes(model),
-        bits_per_weight=8 * sum(matrix.bytes_packed for matrix in matrices) / weights,
-        matrices=matrices,
+        bits_per_weight=bits_per_weight(model),
+        matrices=tuple(_matrices(dense, model)),
         bits_per_base=bits_per_base,
         loss=loss,
         cosine=float(cosines.mean()),

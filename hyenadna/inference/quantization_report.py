@@ -38,6 +38,8 @@ class Report:
     """Of the setting that was asked for, or found."""
     max_loss: float | None
     """Bits per base that the model may lose; None if nothing was said."""
+    suggested: Cost | None = None
+    """If the chosen one loses more: the next that does not, of those that take more bits, if there is one."""
 
     @property
     def curve(self) -> list[Cost]:
@@ -63,6 +65,7 @@ class Report:
             "never_quantised": NEVER.split(", "),
             "max_loss": self.max_loss,
             "passes": self.passes,
+            "suggested": None if self.suggested is None else dataclasses.asdict(self.suggested.setting),
             "dense": {"bits_per_base": dataclasses.asdict(self.costs.bits_per_base)},
             "read": {
                 name: getattr(self.costs, name) for name in ("bases", "windows", "genome_blocks", "changes")
@@ -118,7 +121,7 @@ def picture(report: Report) -> bytes:
     top.plot(chosen.bits_per_weight, chosen.loss.value, "o", markersize=11, fillstyle="none", color=plots.EXTRA,
              label=f"{_short(chosen.setting)}: {_bytes(chosen.bytes)} of {_bytes(report.costs.bytes)}")  # fmt: skip
     for x, y in zip(bits[curve], value[curve], strict=True):
-        top.annotate(f"{y:+.4f}", (x, y), (6, 6), textcoords="offset points", fontsize="small")
+        top.annotate(f"{y:+z.4f}", (x, y), (6, 6), textcoords="offset points", fontsize="small")
     top.set_ylabel("bits per base lost")
     top.set_title(f"{report.costs.bases:,} held-out bases, 95 % paired block bootstrap", fontsize="medium")
     for (name, label, marker), colour in zip(_AGREEMENT, plots.SERIES, strict=False):
@@ -162,7 +165,7 @@ def _cost_lines(report: Report) -> Iterator[str]:
         mark = " *" if cost.setting == report.chosen.setting else ""
         yield (
             f"{_short(cost.setting) + mark:<14}{cost.bits_per_weight:>9.3f}{cost.bytes:>13,}"
-            f"{cost.bits_per_base.value:>11.4f}{cost.loss.value:>+9.4f}  {_range(cost.loss):<20}"
+            f"{cost.bits_per_base.value:>11.4f}{cost.loss.value:>+z9.4f}  {_range(cost.loss):<20}"
             f"{cost.cosine:>9.5f}{cost.worst_cosine:>9.5f}{cost.substitutions:>14.4f}"
         )
     yield (
@@ -195,7 +198,7 @@ def _bytes(count: int) -> str:
 
 def _range(estimate: Estimate) -> str:
     low, high = estimate.low, estimate.high
-    return f"[{low:+.4f}, {high:+.4f}]" if low == low else "one block only"
+    return f"[{low:+z.4f}, {high:+z.4f}]" if low == low else "one block only"
 
 
 def _indented(block: str) -> str:

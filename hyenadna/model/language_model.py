@@ -159,7 +159,10 @@ class HyenaDNA(nn.Module):
         The architecture. Weights are drawn from torch's global generator.
     quantization : Quantization, optional
         How the matrices of the blocks (`QUANTIZED`) are stored, with all codes 0 until they are loaded. Default: dense.
-    parent_sha256 : str, optional
+
+    Attributes
+    ----------
+    parent_sha256 : str or None
         Of the dense model that a quantised one was made from, by which its adapters know it.
 
     Examples
@@ -170,11 +173,10 @@ class HyenaDNA(nn.Module):
     torch.Size([1, 4, 16])
     """
 
-    def __init__(
-        self, config: HyenaConfig, quantization: Quantization | None = None, parent_sha256: str | None = None
-    ) -> None:
+    def __init__(self, config: HyenaConfig, quantization: Quantization | None = None) -> None:
         super().__init__()
-        self.config, self.quantization, self.parent_sha256 = config, quantization, parent_sha256
+        self.config, self.quantization = config, quantization
+        self.parent_sha256: str | None = None
         self.backbone = Backbone(config, quantization)
         if not config.tie_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)

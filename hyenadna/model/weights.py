@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import pickle
@@ -9,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -101,11 +102,19 @@ def parse_quantization(description: Mapping[str, Any], path: Path) -> tuple[Quan
     return _parsed(Quantization, values, path, "a quantised model"), parent
 
 
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(kind)
+
+
 def _parsed(kind: type[_Parsed], values: Mapping[str, Any], path: Path, what: str) -> _Parsed:
     import pydantic  # a third of a second that a model built in memory does not need
 
+    of_class: Any = kind  # mypy takes the classes of hashable dataclasses for things without a hash
     try:
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(dict(values)), strict=True)
+        return cast(_Parsed, _adapter(of_class).validate_json(json.dumps(dict(values)), strict=True))
     except pydantic.ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise CheckpointError(f"{path} does not describe {what}: {_some(problems)}") from error
