@@ -4,7 +4,7 @@ Both as scikit-learn has them by default (the forest with 500 trees), trained on
 the report of the run itself has the logistic regression whose strength the validation rows chose. The difference is
 paired by row and resampled by distinct sequence. Writes a JSON file.
 
-    hyena finetune --pool positions --splits 10 --epochs 10 --patience 5 --out splice-full
+    hyena finetune --pool positions --splits 10 --epochs 10 --patience 5 --lr 3e-3 --out splice-full
     python benchmarks/splice.py splice-full
 """
 
