@@ -44,6 +44,7 @@ from hyenadna.progress import notice
 
 TASKS = ("likelihood", "embed")
 AT_ONCE = (32, 64)
+OF_MIXED_AT_ONCE = 16
 BAR = 2.5
 """How many times the throughput of one request after the other short ones must have."""
 SHORT, MIXED = (100, 300), (100, 20_000)
@@ -183,14 +184,14 @@ def capacity_of(server: Server, seconds: float, quiet: QuietMachine) -> dict[str
     """What clients get that never pause, in requests and in tokens."""
     asked, _ = requests(MIXED, 512, TASKS)
     before = [server.metric(f"hyena_{name}_total") for name in ("tokens", "model_seconds")]
-    outcomes = undisturbed(quiet, server, closed_loop, asked, AT_ONCE[-1], seconds)
+    outcomes = undisturbed(quiet, server, closed_loop, asked, OF_MIXED_AT_ONCE, seconds)
     tokens, busy = (
         server.metric(f"hyena_{name}_total") - then
         for name, then in zip(("tokens", "model_seconds"), before, strict=True)
     )
     check_statuses(outcomes, {200})
     return {
-        "load": f"{OF_MIXED}, {AT_ONCE[-1]} clients without a pause",
+        "load": f"{OF_MIXED}, {OF_MIXED_AT_ONCE} clients without a pause",
         # with few requests in the time, those in work at its end would count: take them, and the time that they took
         "requests_per_s": len(outcomes) / max(outcome.answered for outcome in outcomes),
         "tokens_per_model_s": tokens / busy,
