@@ -88,7 +88,7 @@ class OnlineConv:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, those that branches share among them."""
-        return sum(x.nbytes for x in (*self.past, self.carried, self.near, self.buffer) if x is not None)
+        return sum(int(x.nbytes) for x in (*self.past, self.carried, self.near, self.buffer) if x is not None)
 
     def branch(self, rows: Tensor | None = None) -> "OnlineConv":
         """A copy that goes on by itself, of these rows in this order: int64 (n,), repeats allowed; None is all."""
@@ -110,7 +110,7 @@ class OnlineConv:
         if self.used == 0 and self.carried is not None and self.reach >= L:
             return self.carried[..., :L]
         behind, total = self.length, None
-        for part in self._inputs(filters.skip.dtype):
+        for part in self.inputs(filters.skip.dtype):
             given = _left_with_gradients if torch.is_grad_enabled() else _left
             y = given(part, behind, L, filters)
             total = y if total is None else total + y
@@ -185,8 +185,8 @@ class OnlineConv:
         self.used = i + n
         return y
 
-    def _inputs(self, dtype: torch.dtype) -> list[Tensor]:
-        """All inputs so far, in order; neighbours of as many rows are joined, in the past's own dtype."""
+    def inputs(self, dtype: torch.dtype) -> list[Tensor]:
+        """All inputs so far, in order; neighbours of as many rows are joined, in the past's dtype if there is one."""
         parts = list(self.past)
         if self.used:
             assert self.buffer is not None
@@ -205,7 +205,7 @@ class OnlineConv:
         length = self.length
         wanted = known + ahead if ahead else max(known, length, _SHORTEST_EPOCH)
         reach = max(known, min(wanted, filters.longest - length))
-        self.past = tuple(self._inputs(filters.skip.dtype))
+        self.past = tuple(self.inputs(filters.skip.dtype))
         self.used, self.buffer, self.carried = 0, None, None
         self.carried = self.left(reach, filters)
         self.reach = reach
