@@ -151,10 +151,9 @@ class Backbone(nn.Module):
         if state is not None:
             state.check(B, m, self.longest)
             before = state if state.rows == B else state.repeat(B)
+            state.spent = True  # from here on, also if this fails halfway
         x = _stream(self.dropout(self.embeddings["word_embeddings"](tokens.long())))
         x, after = self._through(x, before, ahead, to_the_end=True)
-        if state is not None:
-            state.spent = True
         return _normed(self.ln_f, x), after
 
     def prefix(self, embeddings: Tensor, L: int) -> State:
