@@ -2,8 +2,8 @@
 
     o[t] = q[t] S[t],    S[t] = lambda S[t - 1] + k[t]^T v[t],    lambda = exp(-slope)
 
-Qin et al. 2024 (arXiv 2401.04658), section 3; rows q, k (K numbers) and v (V numbers), state S (K, V), S[0] = 0 or given.
-There is no softmax, no 1 / sqrt(K) and no denominator. Written out it is o = ((Q K^T) . M) v with M[t, s] =
+Qin et al. 2024 (arXiv 2401.04658), section 3; rows q, k (K numbers) and v (V numbers), state S (K, V), and S[0] = 0 or
+given. There is no softmax, no 1 / sqrt(K) and no denominator. Written out it is o = ((Q K^T) . M) V with M[t, s] =
 lambda^(t - s) for s <= t, and 0 above the diagonal.
 
 Blocks of C positions, r = 1 ... b in one of b <= C, with S what stands before the block (their algorithm 1):
@@ -18,7 +18,8 @@ Backward, in the paper's two passes. Time forwards: dq[t] = do[t] S[t]^T, which 
 S[0]^T. Time backwards, with R the gradient for S at the block's end, and r = b ... 1:
 
     dk[r] = sum over s >= r of lambda^(s - r) (v[r] do[s]^T) q[s] + lambda^(b - r) v[r] R^T
-    dv[r] = sum over s >= r of lambda^(s - r) (k[r] q[s]^T) do[s] + lambda^(b - r) k[r] R,    R <- lambda^b R + (lambda^r Q)^T dO
+    dv[r] = sum over s >= r of lambda^(s - r) (k[r] q[s]^T) do[s] + lambda^(b - r) k[r] R
+    R <- lambda^b R + (lambda^r Q)^T dO
 
 which is it of (v, do, q) and of (k, q, do) in reverse, where Q and K have changed their weights and M is transposed.
 So one primitive with a direction is its own derivative, of any order; slopes have none. Only the operands are saved.
@@ -61,7 +62,7 @@ def lightning_attention_reference(
 def lightning_attention_recurrent(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same as `lightning_attention_extend`, one token after the other: first the state takes it in, then it reads."""
+    """The same as `lightning_attention_extend`, token by token: first the state takes it in, then it reads."""
     B, H, L, K = q.shape
     dtype = _computed(q)
     decay = torch.exp(-slopes.to(dtype))[:, None, None]
@@ -88,11 +89,9 @@ def _decays(slopes: Tensor, b: int, reverse: bool) -> tuple[Tensor, Tensor, Tens
     return (M.mT, falling, rising, whole) if reverse else (M, rising, falling, whole)
 
 
-def _blocks(
-    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, reverse: bool, o: Tensor
-) -> Tensor:
+def _blocks(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, reverse: bool, o: Tensor) -> Tensor:
     """Into o (B, H, L, V), block after block, or from the last to the first; the state behind the last of them."""
-    (B, H, L, _), V, dtype = q.shape, v.shape[-1], state.dtype
+    (B, H, L, K), V, dtype = q.shape, v.shape[-1], state.dtype
     decays = _decays(slopes, min(_BLOCK, L), reverse)
     starts = range(0, L, _BLOCK)
     state = state.clone(memory_format=torch.contiguous_format).flatten(0, 1)
@@ -106,9 +105,9 @@ def _blocks(
         values = values.flatten(0, 1)
         within = torch.bmm(scores, values)
         o[:, :, rows] = torch.baddbmm(within, (queries * of_q).flatten(0, 1), state).view(B, H, b, V)
-        state.view(B, H, *state.shape[1:]).mul_(whole)
+        state.view(B, H, K, V).mul_(whole)
         state.baddbmm_((keys * of_k).flatten(0, 1).mT, values)
-    return state.unflatten(0, (B, H))
+    return state.view(B, H, K, V)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -178,8 +177,8 @@ def lightning_attention_extend(
 ) -> tuple[Tensor, Tensor]:
     """What every position reads, and the state behind the last one, from which the sequence can go on.
 
-    In pieces of any lengths it is the whole, but for rounding. All positions count: a padded sequence has its padding on
-    the right, where it changes the state alone.
+    In pieces of any lengths it is the whole, but for rounding. All positions count: a padded sequence has its padding
+    on the right, where it changes the state alone.
 
     Parameters
     ----------
@@ -242,7 +241,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None
         )
     if not q.dtype == k.dtype == v.dtype or q.dtype not in _DTYPES:
         raise ShapeError(
-            f"lightning_attention was given q {q.dtype}, k {k.dtype}, v {v.dtype}; they must agree, in any floating dtype"
+            f"lightning_attention was given q {q.dtype}, k {k.dtype}, v {v.dtype}; it takes one floating dtype for all"
         )
     if len({x.device for x in operands.values()}) > 1:
         devices = ", ".join(f"{name} on {x.device}" for name, x in operands.items())

@@ -23,12 +23,14 @@ from hyenadna.kernels.backend import reported
 from hyenadna.kernels.configuration import Configuration
 
 _BLOCK = 64
-_WIDEST_KEY, _WIDEST_VALUE = 128, 64
-"""Rows and columns of the state in one program; wider keys are summed in parts, wider values are other programs'."""
+_WIDEST = {torch.bfloat16: (64, 128, 64), torch.float16: (64, 64, 64), torch.float32: (32, 32, 32)}
+"""Positions of a block, and rows and columns of the state, that the registers of one program hold without spilling.
+
+Wider keys are summed in parts, wider values are other programs'."""
 _PROGRAMS = 256
 """As many are wanted; an H200 runs 132 at once, or twice as many where two fit."""
 _SHORTEST_SEGMENT = 8 * _BLOCK
-_WARPS, _STAGES = 4, 2
+_STAGES = 2
 
 
 @triton.jit
@@ -143,9 +145,7 @@ def _lightning_blocks(
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * within
         read = tl.dot(scores.to(OPERAND), values.to(OPERAND), read, input_precision=PRECISION)
         tile = o + start.to(tl.int64) * o_position
-        tl.store(
-            tile + i[:, None] * o_position + column[None, :], read, mask=_inside(b, V - c0, BLOCK_L, BLOCK_V)
-        )
+        tl.store(tile + i[:, None] * o_position + column[None, :], read, mask=_inside(b, V - c0, BLOCK_L, BLOCK_V))
         state = _absorbed(state, keys, values, of_k, tl.exp(-slope * b), OPERAND, PRECISION)
 
     if number == (0 if REVERSE else segments - 1):
@@ -154,33 +154,35 @@ def _lightning_blocks(
 
 
 def _power(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def _constants(dtype: torch.dtype, reverse: bool, K: int, V: int) -> dict[str, Any]:
     """What the kernels are compiled for."""
-    operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
+    block, key, value = _WIDEST[dtype]
     return {
         "REVERSE": reverse,
-        "OPERAND": operand,
+        "OPERAND": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
         "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
-        "BLOCK_L": _BLOCK,
-        "BLOCK_K": _power(K),
-        "BLOCK_V": min(_WIDEST_VALUE, _power(V)),
+        "BLOCK_L": block,
+        "BLOCK_K": min(key, _power(K)),
+        "BLOCK_V": min(value, _power(V)),
     }
+
+
+def _warps(constants: dict[str, Any]) -> int:
+    return 8 if constants["BLOCK_K"] > 64 else 4
 
 
 def _segment(L: int, programs: int) -> int:
     """Positions of a segment, where each of them makes so many programs."""
     segments = max(1, min(_PROGRAMS // programs, L // _SHORTEST_SEGMENT))
-    return triton.cdiv(triton.cdiv(L, segments), _BLOCK) * _BLOCK
+    return -(-L // (segments * _BLOCK)) * _BLOCK
 
 
 def _first_states(sums: Tensor, state: Tensor, slopes: Tensor, L: int, segment: int, reverse: bool) -> Tensor:
     """(B, H, segments, K, V): the state that each segment begins with, from what each adds (the same shape)."""
-    B, H, segments, K, V = sums.shape
-    states = torch.empty_like(sums)
-    numbers = range(segments)
+    states, numbers = torch.empty_like(sums), range(sums.shape[2])
     for number in reversed(numbers) if reverse else numbers:
         states[:, :, number] = state
         length = min(segment, L - number * segment)
@@ -189,11 +191,12 @@ def _first_states(sums: Tensor, state: Tensor, slopes: Tensor, L: int, segment: 
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """o and the last state; slopes (H,) and state (B, H, K, V) are float32."""
-    if q.shape[-1] <= _WIDEST_KEY:
+    """What is read, and the last state; slopes (H,) and state (B, H, K, V) are float32."""
+    widest = _WIDEST[q.dtype][1]
+    if q.shape[-1] <= widest:
         return _forward(q, k, v, slopes, state, reverse, q.dtype)
     # o is a sum over the keys' numbers, and each of them has its row of the state
-    parts = [x.split(_WIDEST_KEY, dim) for x, dim in ((q, -1), (k, -1), (state, -2))]
+    parts = [x.split(widest, dim) for x, dim in ((q, -1), (k, -1), (state, -2))]
     outputs = [_forward(q, k, v, slopes, state, reverse, torch.float32) for q, k, state in zip(*parts, strict=True)]
     o = torch.stack([o for o, _ in outputs]).sum(0).to(q.dtype)
     return o, torch.cat([state for _, state in outputs], dim=-2)
@@ -211,7 +214,7 @@ def _forward(
     segment = _segment(L, B * H * across)
     segments = triton.cdiv(L, segment)
     grid = (segments * across, B * H)
-    how = constants | {"num_warps": _WARPS, "num_stages": _STAGES, "enable_fp_fusion": True}
+    how = constants | {"num_warps": _warps(constants), "num_stages": _STAGES, "enable_fp_fusion": True}
     sizes = (H, L, K, V, segment)
     final = slopes.new_empty(B, H, K, V)
     with reported("lightning_attention", q), torch.cuda.device_of(q):
@@ -226,15 +229,14 @@ def _forward(
 
 
 def configurations() -> list[Configuration]:
-    """Both kernels in the three dtypes and directions, at heads of 64, and the widest; not all pairs."""
+    """Both kernels, the three dtypes and both directions, at the widest and at heads of 64; not all pairs."""
     return [
         _configuration(_lightning_blocks, "bf16", False, 64),
-        _configuration(_lightning_blocks, "bf16", True, _WIDEST_KEY),
+        _configuration(_lightning_blocks, "bf16", True, 128),
         _configuration(_lightning_blocks, "fp16", False, 64),
-        _configuration(_lightning_blocks, "fp32", True, 64),
-        _configuration(_lightning_blocks, "fp32", False, _WIDEST_KEY),
-        _configuration(_lightning_sums, "bf16", False, _WIDEST_KEY),
-        _configuration(_lightning_sums, "fp32", True, _WIDEST_KEY),
+        _configuration(_lightning_blocks, "fp32", True, 32),
+        _configuration(_lightning_sums, "bf16", False, 128),
+        _configuration(_lightning_sums, "fp32", True, 32),
     ]
 
 
@@ -251,4 +253,4 @@ def _configuration(kernel: Any, name: str, reverse: bool, width: int) -> Configu
     signature |= {argument: "*fp32" for argument in ("slopes", "states", "final", "sums") if argument in arguments}
     signature |= dict.fromkeys(constants, "constexpr")
     title = f"{kernel.__name__.lstrip('_')}, {name}, {width}{', in reverse' if reverse else ''}"
-    return Configuration(title, kernel, signature, constants, _WARPS, _STAGES, tensor_cores=True, spill_budget=0)
+    return Configuration(title, kernel, signature, constants, _warps(constants), _STAGES, True, spill_budget=0)
