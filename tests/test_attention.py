@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hyenadna.model.attention import QUERIES_KEPT, AttentionMixer, AttentionState, DenseSegment, causal_attention
+from hyenadna.model.attention import AttentionMixer, causal_attention
+from hyenadna.model.attention_state import QUERIES_KEPT, AttentionState, DenseSegment
 
 BASE = 500.0
 
@@ -30,7 +31,7 @@ def drawn(B: int, L: int, *, d_model: int = 24, seed: int = 1) -> Tensor:
 def written_out(attention: AttentionMixer, x: Tensor) -> Tensor:
     """The mixer by complex rotations and one softmax a query, head by head; (B, L, D), with gradients."""
     x = x.double()
-    B, L, D = x.shape
+    L = x.shape[1]
     heads, kv_heads, K = attention.heads, attention.kv_heads, attention.head_width
     weight, bias = attention.in_proj.weight.double(), attention.in_proj.bias.double()
     rotation = torch.tensor(
@@ -267,7 +268,7 @@ def test_torchs_fused_kernel_takes_every_form(dtype: torch.dtype, gradients: boo
             y = attention(x[:, :length], state)
             assert y.dtype == dtype
             if gradients:
-                y.sum().backward()
+                y.sum().backward(retain_graph=True)
 
 
 def test_half_precision_is_within_its_rounding() -> None:

@@ -9,7 +9,8 @@ Size = Literal[
     "tiny-1k", "tiny-1k-d256", "tiny-16k", "small-32k", "medium-160k", "medium-450k", "large-1m"
 ]  # fmt: skip
 
-_LAYER_LETTERS = "H"
+_LAYER_LETTERS = "HLS"
+_LARGEST_BASE = 1e12
 _LIMITS = {"d_model": 65_536, "d_inner": 1 << 20, "filter_length": 1 << 26, "filter_order": 65_536, "emb_dim": 1025}
 
 
@@ -29,9 +30,21 @@ class HyenaConfig:
     d_inner: int = 512
     """Width of the feed-forward layer."""
     layers: str = "HH"
-    """The mixer of each block, one letter a block: H for Hyena."""
-    feed_forward: Literal["mlp"] = "mlp"
-    """The feed-forward part of each block."""
+    """The mixer of each block, one letter a block: H Hyena, L Lightning Attention-2, S softmax attention."""
+    heads: int = 4
+    """Heads of L and S mixers, of d_model / heads channels each."""
+    kv_heads: int = 4
+    """Heads of keys and values in S mixers, each shared by heads / kv_heads heads."""
+    rotary_base: float = 10_000.0
+    """Base of the rotary positions of S mixers: the slowest wave turns once in about 2 pi times so many tokens."""
+    slopes: Literal["context", "alibi", "linear"] = "context"
+    """Decays of the heads of L mixers: from 2 bp to the whole context, or as two families of published models."""
+    feed_forward: Literal["mlp", "remoe"] = "mlp"
+    """The feed-forward part of each block: one network, or experts that a ReLU router switches on."""
+    experts: int = 8
+    """Experts of a remoe block."""
+    active_experts: int = 1
+    """Experts that are on at the target sparsity; each is d_inner / active_experts wide."""
     filter_length: int = 1026
     """Taps of the long filters, and so the longest input in tokens; 2 more than the context a size is named for."""
     filter_order: int = 64
@@ -69,6 +82,28 @@ class HyenaConfig:
         for name in ("embed_dropout", "resid_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 up to but not including 1")
+
+        self._check_mixers()
+        if self.feed_forward == "remoe" and (self.active_experts > self.experts or self.d_inner % self.active_experts):
+            raise UsageError(
+                f"active_experts is {self.active_experts}; it may be up to experts, {self.experts}, and must divide "
+                f"d_inner, {self.d_inner}"
+            )
+
+    def _check_mixers(self) -> None:
+        if set(self.layers) & set("LS") and self.d_model % self.heads:
+            raise UsageError(f"heads is {self.heads}; it must divide d_model, {self.d_model}")
+        if "S" not in self.layers:
+            return
+        if self.heads % self.kv_heads:
+            raise UsageError(f"kv_heads is {self.kv_heads}; it must divide heads, {self.heads}")
+        if self.d_model // self.heads % 2:
+            raise UsageError(
+                f"heads is {self.heads}, so that each has {self.d_model // self.heads} of {self.d_model} channels; "
+                "rotary positions need an even number"
+            )
+        if not 1 < self.rotary_base <= _LARGEST_BASE:
+            raise UsageError(f"rotary_base is {self.rotary_base}; allowed is over 1 to {_LARGEST_BASE:g}")
 
     @property
     def n_layer(self) -> int:
