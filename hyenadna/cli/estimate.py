@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hyenadna.model.config import Size
+
+if TYPE_CHECKING:
+    import torch
+
+    from hyenadna.pretrain.config import PretrainConfig
 
 _MEASURED_LENGTH = 8192
 
@@ -35,46 +40,55 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say what memory and time a run needs, before it starts. Example: hyena estimate --size large-1m"""
-    import torch
-
     from hyenadna.machine import torch_device
-    from hyenadna.model.language_model import HyenaDNA
     from hyenadna.pretrain import estimate as counted
     from hyenadna.pretrain.config import PretrainConfig
     from hyenadna.pretrain.plan import architecture
 
     _check(dtype, {"--max-length": max_length, "--batch-tokens": batch_tokens, "--tokens": tokens})
     run = PretrainConfig(size=size, max_length=max_length, layers=layers, feed_forward=feed_forward)
-    config = architecture(run)
+    config, where = architecture(run), torch_device(device)
     length, half = config.filter_length - 2, dtype == "bfloat16"
     batch = max(batch_tokens or length, length)
-    # the rate is measured at a length that takes seconds, and scaled by the operations of a token
-    short = min(length, _MEASURED_LENGTH)
-    model = HyenaDNA(architecture(dataclasses.replace(run, max_length=short))).to(torch_device(device))
-    inputs = torch.randint(7, 11, (max(1, min(batch, _MEASURED_LENGTH) // short), short), device=model.device)
-    rate = counted.training_rate(model, inputs, inputs, half=half, seconds=2.0)
-    rate *= counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
+    rate = _rate(run, batch, half, where)
     memory = {
         name: counted.training_memory(
-            config, length=length, micro_batch_tokens=batch, half=half, device=model.device,
+            config, length=length, micro_batch_tokens=batch, half=half, device=where,
             checkpoint_activations=checkpoint,
         ).total
         for name, checkpoint in (("training", False), ("training, recomputing blocks", True))
     }  # fmt: skip
-    inference = counted.inference_memory(config, length=length, batch_tokens=batch, device=model.device)
+    memory["inference"] = counted.inference_memory(config, length=length, batch_tokens=batch, device=where)
     report = {
         "size": size,
         "blocks": config.blocks,
         "length": length,
         "batch_tokens": batch,
         "parameters": counted.parameters(config),
-        "memory_bytes": memory | {"inference": inference},
-        "device": str(model.device),
+        "memory_bytes": memory,
+        "device": str(where),
         "training_nt_per_second": rate,
         "seconds": tokens / rate,
         "tokens": tokens,
     }
     typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+
+
+def _rate(run: "PretrainConfig", batch: int, half: bool, device: "torch.device") -> float:
+    """Tokens a second of training, measured at a length that takes seconds, and scaled by the operations of a token."""
+    import torch
+
+    from hyenadna.model.language_model import HyenaDNA
+    from hyenadna.pretrain import estimate as counted
+    from hyenadna.pretrain.plan import architecture
+
+    config = architecture(run)
+    length = config.filter_length - 2
+    short = min(length, _MEASURED_LENGTH)
+    model = HyenaDNA(architecture(dataclasses.replace(run, max_length=short))).to(device)
+    inputs = torch.randint(7, 11, (max(1, min(batch, _MEASURED_LENGTH) // short), short), device=device)
+    rate = counted.training_rate(model, inputs, inputs, half=half, seconds=2.0)
+    return rate * counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
 
 
 def _check(dtype: str, numbers: dict[str, float | None]) -> None:
