@@ -33,7 +33,9 @@ def dense(experts, x):
     for place in range(x.reshape(-1, D).shape[0]):
         token = x.reshape(-1, D)[place]
         gates = (experts.router.weight @ token).clamp(min=0)
-        y.reshape(-1, D)[place] = sum(gate * expert(token[None])[0] for gate, expert in zip(gates, experts.experts))
+        y.reshape(-1, D)[place] = sum(
+            gate * expert(token[None])[0] for gate, expert in zip(gates, experts.experts, strict=True)
+        )
     return y
 
 
