@@ -11,7 +11,10 @@ Size = Literal[
 ]  # fmt: skip
 """The published models, and hybrids of our own, which are no one's published weights."""
 
-_LAYER_LETTERS = "HLS"
+Slopes = Literal["context", "alibi", "linear"]
+FeedForward = Literal["mlp", "remoe"]
+MIXERS = {"H": "Hyena", "L": "Lightning Attention-2", "S": "softmax attention"}
+"""The mixers by their letters."""
 _LARGEST_BASE = 1e12
 _LIMITS = {"d_model": 65_536, "d_inner": 1 << 20, "filter_length": 1 << 26, "filter_order": 65_536, "emb_dim": 1025}
 
@@ -39,9 +42,9 @@ class HyenaConfig:
     """Heads of keys and values in S mixers, each shared by heads / kv_heads heads."""
     rotary_base: float = 10_000.0
     """Base of the rotary positions of S mixers: the slowest wave turns once in about 2 pi times so many tokens."""
-    slopes: Literal["context", "alibi", "linear"] = "context"
+    slopes: Slopes = "context"
     """Decays of the heads of L mixers: from 2 bp to the whole context, or as two families of published models."""
-    feed_forward: Literal["mlp", "remoe"] = "mlp"
+    feed_forward: FeedForward = "mlp"
     """The feed-forward part of each block: one network, or experts that a ReLU router switches on."""
     experts: int = 8
     """Experts of a remoe block."""
@@ -77,14 +80,19 @@ class HyenaConfig:
             value = getattr(self, field.name)
             if field.type is int and not 0 < value <= _LIMITS.get(field.name, 1024):
                 raise UsageError(f"{field.name} is {value}; allowed are 1 to {_LIMITS.get(field.name, 1024)}")
-        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(_LAYER_LETTERS):
-            raise UsageError(f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {_LAYER_LETTERS!r}")
+        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(MIXERS):
+            raise UsageError(
+                f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {''.join(MIXERS)!r}"
+            )
         if self.emb_dim < 3 or self.emb_dim % 2 == 0:
             raise UsageError(f"emb_dim is {self.emb_dim}; it must be odd and at least 3")
         for name in ("embed_dropout", "resid_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 up to but not including 1")
 
+        for name, kind in (("slopes", Slopes), ("feed_forward", FeedForward)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(get_args(kind))}")
         self._check_mixers()
         if self.feed_forward == "remoe" and (self.active_experts > self.experts or self.d_inner % self.active_experts):
             raise UsageError(
