@@ -257,3 +257,31 @@ def training_curves(axes: "Sequence[Axes]", metrics: Mapping[str, NDArray[np.flo
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def sparsity_curve(ax: "Axes", metrics: Mapping[str, NDArray[np.float64]], target: float) -> "Axes":
+    """How many gates of the experts are off, how many tokens have no expert, and the coefficient that steers both.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    metrics : mapping of float64 arrays (steps,)
+        The columns of metrics.csv.
+    target : float
+        Of the sparsity.
+    """
+    tokens = metrics["tokens"]
+    ax.axhline(target, color="0.2", linewidth=0.8, linestyle="--", label=f"target {target:.3g}")
+    ax.plot(tokens, metrics["sparsity"], color=MODEL, linewidth=0.8, label="gates that are off")
+    ax.plot(tokens, metrics["tokens_without_expert"], color=EXTRA, linewidth=0.8, label="tokens without expert")
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_ylabel("share")
+    ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98))
+    other = ax.twinx()
+    other.plot(tokens, metrics["sparsity_coefficient"], color=BASELINE, linewidth=0.8)
+    other.set_yscale("log")
+    other.set_ylabel("penalty's coefficient", color=BASELINE)
+    for axis in (ax, other):
+        axis.spines["top"].set_visible(False)
+    return ax

@@ -17,6 +17,8 @@ _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_COUNTS, lambda value: value >= 1, "at least 1"),
     (("max_length",), lambda value: value >= 2, "at least 2 bases"),
     (("lr", "filter_lr", "clip"), lambda value: value > 0, "a finite number above 0"),
+    (("sparsity_factor",), lambda value: 1 < value <= 10, "above 1 and at most 10"),
+    (("sparsity_start",), lambda value: 1e-8 <= value <= 10, "from 1e-8 to 10"),
     (("weight_decay",), lambda value: value >= 0, "a finite number, at least 0"),
     (
         ("warmup_share", "lr_warmup_share", "lr_final_share", "dropout", "max_n_share"),
@@ -67,6 +69,13 @@ class PretrainConfig:
     """Experts of a remoe block (default: those of the size, 8)."""
     active_experts: int | None = None
     """Experts that are on at the target sparsity (default: those of the size, 1)."""
+    sparsity_control: Literal["proportional", "sign"] = "proportional"
+    """How the penalty that switches experts off follows their sparsity: by its distance from the target, which is
+    1 - active experts / experts, or, as published, by the sign of that alone, which oscillates."""
+    sparsity_factor: float = 1.2
+    """Largest factor by which the coefficient of that penalty changes in a step."""
+    sparsity_start: float = 1e-8
+    """Coefficient of that penalty at first: small, so that experts learn before they are switched off."""
     max_length: int | None = None
     """Longest context in bases, where the length warm-up ends (default: that of the size)."""
     warmup_from: int = 64

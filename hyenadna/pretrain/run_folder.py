@@ -49,6 +49,8 @@ class Checkpoint(NamedTuple):
     """SHA-256 of each genome's sequence."""
     windows: tuple[int, ...]
     """Windows of a step in each stage."""
+    sparsity_coefficient: float | None = None
+    """Of the penalty on the gates in the next step, if the model has experts."""
 
 
 class RunFolder(ConfiguredFolder[PretrainConfig]):
