@@ -67,7 +67,9 @@ def test_a_planted_copy_is_found_with_its_place_and_strand(tmp_path) -> None:
     copied = pack_.contig("two")[1234:1304].tobytes().decode()
     around = random_dna(100, 3), random_dna(30, 4)
     forward = around[0] + copied + around[1]
-    plus, minus, neither = longest_matches([forward, reverse_complement(forward), random_dna(200, 5)], pack_, whole(pack_))
+    plus, minus, neither = longest_matches(
+        [forward, reverse_complement(forward), random_dna(200, 5)], pack_, whole(pack_)
+    )
     # a letter beside the copy may be the genome's by chance
     assert plus.contig == minus.contig == "two"
     assert 70 <= plus.length < 80 and minus.length == plus.length

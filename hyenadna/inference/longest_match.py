@@ -88,11 +88,12 @@ def chance_match(length: int, bases: int) -> float:
 
 
 class _Shared(NamedTuple):
-    """Of each sorted suffix of the text: letters in common with a suffix of the genome, and the base at which that
-    begins."""
+    """What each sorted suffix of the text has in common with a suffix of the genome."""
 
     length: Places
+    """In letters."""
     place: Places
+    """The base of the genome at which that suffix begins."""
 
     def add(self, rows: Places, length: Places, place: Places) -> None:
         better = np.flatnonzero(length > self.length[rows])
@@ -251,12 +252,14 @@ def _common(a: Words, at_a: Places, b: Words, at_b: Places) -> tuple[Places, NDA
 
 def _equal_letters(difference: Words) -> Places:
     """The number of leading half bytes that are zero."""
-    count, rest = np.zeros(len(difference), np.int64), difference.copy()
+    count: Places = np.zeros(len(difference), np.int64)
+    rest = difference
     for letters in (8, 4, 2, 1):
         empty = rest >> np.uint64(64 - 4 * letters) == 0
         count += letters * empty
         rest = np.where(empty, rest << np.uint64(4 * letters), rest)
-    return count + (difference == 0)
+    count += difference == 0
+    return count
 
 
 def _carried(shared: _Shared, common: Places) -> _Shared:
