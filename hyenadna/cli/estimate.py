@@ -1,7 +1,8 @@
 """`hyena estimate`."""
 
+import dataclasses
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,7 +12,16 @@ _MEASURED_LENGTH = 8192
 
 
 def estimate(
-    size: Annotated[Size, typer.Option(help="Depth and width, by the name of a published model.")] = "tiny-1k",
+    size: Annotated[
+        Size, typer.Option(help="Depth, width and mixers, by the name of a published model or of a hybrid.")
+    ] = "tiny-1k",
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Mixer of each block instead of the size's: letters of H, L and S.", show_default=False),
+    ] = None,
+    feed_forward: Annotated[
+        Literal["mlp", "remoe"] | None, typer.Option(help="Instead of the size's.", show_default=False)
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Context in bases (default: that of the size).", show_default=False)
     ] = None,
@@ -28,17 +38,19 @@ def estimate(
     import torch
 
     from hyenadna.machine import torch_device
-    from hyenadna.model.config import named_size
     from hyenadna.model.language_model import HyenaDNA
     from hyenadna.pretrain import estimate as counted
+    from hyenadna.pretrain.config import PretrainConfig
+    from hyenadna.pretrain.plan import architecture
 
     _check(dtype, {"--max-length": max_length, "--batch-tokens": batch_tokens, "--tokens": tokens})
-    config = named_size(size, max_length=max_length)
+    run = PretrainConfig(size=size, max_length=max_length, layers=layers, feed_forward=feed_forward)
+    config = architecture(run)
     length, half = config.filter_length - 2, dtype == "bfloat16"
     batch = max(batch_tokens or length, length)
     # the rate is measured at a length that takes seconds, and scaled by the operations of a token
     short = min(length, _MEASURED_LENGTH)
-    model = HyenaDNA(named_size(size, max_length=short)).to(torch_device(device))
+    model = HyenaDNA(architecture(dataclasses.replace(run, max_length=short))).to(torch_device(device))
     inputs = torch.randint(7, 11, (max(1, min(batch, _MEASURED_LENGTH) // short), short), device=model.device)
     rate = counted.training_rate(model, inputs, inputs, half=half, seconds=2.0)
     rate *= counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
@@ -52,6 +64,7 @@ def estimate(
     inference = counted.inference_memory(config, length=length, batch_tokens=batch, device=model.device)
     report = {
         "size": size,
+        "blocks": config.blocks,
         "length": length,
         "batch_tokens": batch,
         "parameters": counted.parameters(config),
@@ -78,7 +91,8 @@ def _text(report: dict[str, Any]) -> str:
     from hyenadna.progress import duration, quantity
 
     rows = {
-        "model": f"{report['size']}, {report['parameters']:,} parameters, {report['length']:,} bases of context",
+        "model": f"{report['size']} ({report['blocks']}), {report['parameters']:,} parameters, "
+        f"{report['length']:,} bases of context",
         "batch": f"{report['batch_tokens']:,} tokens at once on one device",
     }
     rows |= {f"memory, {name}": f"{value / 1e9:.2f} GB" for name, value in report["memory_bytes"].items()}
@@ -86,4 +100,8 @@ def _text(report: dict[str, Any]) -> str:
     rows["time"] = f"about {duration(report['seconds'])} for {report['tokens']:,.0f} tokens on one device"
     width = max(map(len, rows)) + 2
     lines = [f"{name:<{width}}{value}" for name, value in rows.items()]
+    if "remoe" in report["blocks"]:
+        lines.append(
+            "Memory and speed are those of half of the experts on, as training begins; at the target it is less."
+        )
     return "\n".join([*lines, "These are estimates; hyena pretrain --dry-run measures."])
