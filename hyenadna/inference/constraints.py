@@ -112,6 +112,11 @@ class Plan:
         """Whether any sequence keeps to the constraints."""
         return bool(self.possible(np.array([self.start]), np.array([0]), self.length)[0])
 
+    @property
+    def restricts(self) -> bool:
+        """Whether there is any constraint, besides stop motifs."""
+        return bool(self.constraints.require or self.constraints.forbid or self.constraints.gc)
+
     def band(self, length: int) -> tuple[int, int]:
         """Least and greatest number of G and C of so many bases."""
         low, high = self.constraints.gc or (0.0, 1.0)
