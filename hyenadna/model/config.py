@@ -1,15 +1,18 @@
-"""The architecture of a model, and the published sizes by name."""
+"""The architecture of a model; the published sizes and our hybrids by name."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from hyenadna.errors import UsageError
 
 Size = Literal[
-    "tiny-1k", "tiny-1k-d256", "tiny-16k", "small-32k", "medium-160k", "medium-450k", "large-1m"
+    "tiny-1k", "tiny-1k-d256", "tiny-16k", "small-32k", "medium-160k", "medium-450k", "large-1m",
+    "tiny-1k-hs", "tiny-1k-remoe", "small-32k-hhhs", "small-32k-llls", "medium-160k-hls",
 ]  # fmt: skip
+"""The published models, and hybrids of our own, which are no one's published weights."""
 
-_LAYER_LETTERS = "HLS"
+MIXERS = {"H": "Hyena", "L": "Lightning Attention-2", "S": "softmax attention"}
+"""The mixers by their letters."""
 _LARGEST_BASE = 1e12
 _LIMITS = {"d_model": 65_536, "d_inner": 1 << 20, "filter_length": 1 << 26, "filter_order": 65_536, "emb_dim": 1025}
 
@@ -75,8 +78,10 @@ class HyenaConfig:
             value = getattr(self, field.name)
             if field.type is int and not 0 < value <= _LIMITS.get(field.name, 1024):
                 raise UsageError(f"{field.name} is {value}; allowed are 1 to {_LIMITS.get(field.name, 1024)}")
-        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(_LAYER_LETTERS):
-            raise UsageError(f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {_LAYER_LETTERS!r}")
+        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(MIXERS):
+            raise UsageError(
+                f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {''.join(MIXERS)!r}"
+            )
         if self.emb_dim < 3 or self.emb_dim % 2 == 0:
             raise UsageError(f"emb_dim is {self.emb_dim}; it must be odd and at least 3")
         for name in ("embed_dropout", "resid_dropout"):
@@ -111,6 +116,12 @@ class HyenaConfig:
         return len(self.layers)
 
     @property
+    def blocks(self) -> str:
+        """The mixers' letters, and what the feed-forward parts are if not dense: such as 'HHLS, remoe 1 of 8'."""
+        experts = f", remoe {self.active_experts} of {self.experts}" if self.feed_forward == "remoe" else ""
+        return self.layers + experts
+
+    @property
     def vocab_rows(self) -> int:
         """Rows of the embedding: the vocabulary of 12 tokens, padded to a multiple of 8."""
         return 16
@@ -142,36 +153,77 @@ class Quantization:
             raise UsageError(f"group is {self.group}; allowed are 16 to 128")
 
 
+class _Named(NamedTuple):
+    """What a name stands for; d_inner is 4 d_model, and all else as by default."""
+
+    layers: str
+    d_model: int
+    context: int
+    own: dict[str, Any] = {}
+    """What else differs from the defaults."""
+    reason: str = ""
+    """Why a hybrid is mixed so."""
+
+
+_SIZES: dict[Size, _Named] = {
+    "tiny-1k": _Named("HH", 128, 1024),
+    "tiny-1k-d256": _Named("HH", 256, 1024),
+    "tiny-16k": _Named("HH", 128, 16_384),
+    "small-32k": _Named("HHHH", 256, 32_768),
+    "medium-160k": _Named("HHHHHHHH", 256, 160_000),
+    "medium-450k": _Named("HHHHHHHH", 256, 450_000),
+    "large-1m": _Named("HHHHHHHH", 256, 1_000_000),
+    "tiny-1k-hs": _Named(
+        "HS", 128, 1024, {"kv_heads": 2},
+        "a softmax layer last can look up and copy what was seen once, which fixed filters cannot",
+    ),
+    "tiny-1k-remoe": _Named(
+        "HH", 128, 1024, {"feed_forward": "remoe"},
+        "experts give eight times the feed-forward weights at the arithmetic of one on each base",
+    ),
+    "small-32k-hhhs": _Named(
+        "HHHS", 256, 32_768, {"kv_heads": 1},
+        "one softmax layer in four, with one head of keys, recalls with a sixteenth of the cache of four full ones",
+    ),
+    "small-32k-llls": _Named(
+        "LLLS", 256, 32_768, {"kv_heads": 1},
+        "Lightning layers carry one matrix a head, so that generation costs the same at every length but in one layer",
+    ),
+    "medium-160k-hls": _Named(
+        "HHHLHHHS", 256, 160_000, {"kv_heads": 1},
+        "Hyena reads motifs and spacings, Lightning sums up by content in linear time, softmax recalls in one layer",
+    ),
+}  # fmt: skip
+
+
+def hybrid_reason(size: Size) -> str:
+    """Why a named hybrid is mixed as it is, in a sentence; empty for a published size."""
+    return _SIZES[size].reason
+
+
 def named_size(size: Size, *, max_length: int | None = None) -> HyenaConfig:
-    """The configuration of a published size, at its own context or at another.
+    """The configuration of a published size or a hybrid, at its own context or at another.
 
     Parameters
     ----------
     size : Size
-        A published name, such as 'tiny-1k'.
+        A name such as 'tiny-1k'.
     max_length : int, optional
-        The context in bases; the filters get two taps more. Default: the published context.
+        The context in bases; the filters get two taps more. Default: that of the size.
 
     Raises
     ------
-    UsageError              the name is not that of a published size
+    UsageError              there is no such name
 
     Examples
     --------
     >>> named_size("small-32k").filter_length
     32770
     """
-    shapes: dict[Size, tuple[int, int, int]] = {
-        "tiny-1k": (2, 128, 1024),
-        "tiny-1k-d256": (2, 256, 1024),
-        "tiny-16k": (2, 128, 16_384),
-        "small-32k": (4, 256, 32_768),
-        "medium-160k": (8, 256, 160_000),
-        "medium-450k": (8, 256, 450_000),
-        "large-1m": (8, 256, 1_000_000),
-    }
-    if size not in shapes:
+    if size not in _SIZES:
         raise UsageError(f"{size!r} is no size; allowed are {', '.join(get_args(Size))}")
-    n_layer, d_model, context = shapes[size]
-    length = context if max_length is None else max_length
-    return HyenaConfig(d_model=d_model, d_inner=4 * d_model, layers="H" * n_layer, filter_length=length + 2)
+    named = _SIZES[size]
+    length = named.context if max_length is None else max_length
+    return HyenaConfig(
+        d_model=named.d_model, d_inner=4 * named.d_model, layers=named.layers, filter_length=length + 2, **named.own
+    )

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from hyenadna.inference.generation import Generated
 
 QUANTIZED = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
-"""The layers of a block whose weights a quantised model packs; embeddings, norms and filters never are."""
+"""The layers of a block whose weights a quantised model packs, the last two of every expert if the block has experts.
+
+Embeddings, norms, filters and routers never are."""
 
 
 class Output(NamedTuple):
@@ -201,9 +203,10 @@ class HyenaDNA(nn.Module):
     def projections(self) -> dict[str, Linear]:
         """The layers of all blocks that `QUANTIZED` names, by the names of their modules."""
         return {
-            f"backbone.layers.{number}.{name}": cast(Linear, layer.get_submodule(name))
+            f"backbone.layers.{number}.{name}": cast(Linear, module)
             for number, layer in enumerate(self.backbone.layers)
-            for name in QUANTIZED
+            for name, module in layer.named_modules()
+            if f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" in QUANTIZED
         }
 
     @property
