@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from hyenadna.model.backbone import Backbone
 from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.packed_linear import Linear
 from hyenadna.model.state import State
+
+if TYPE_CHECKING:
+    from hyenadna.inference.generation import Generated
 
 QUANTIZED = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
 """The layers of a block whose weights a quantised model packs, the last two of every expert if the block has experts.
@@ -86,7 +89,7 @@ class HyenaDNA(nn.Module):
         if prefix is not None:
             prefix.check(len(tokens), tokens.shape[1], self.config.filter_length)
         hidden = self.backbone(tokens.long(), prefix)
-        return Output(self._logits(hidden), hidden)
+        return Output(self.logits(hidden), hidden)
 
     def extend(self, tokens: Tensor, state: State | None = None, *, ahead: int = 0) -> tuple[Tensor, State]:
         """Logits of tokens that go on where a state ends, and the state behind them.
@@ -116,7 +119,7 @@ class HyenaDNA(nn.Module):
         """
         self._check(tokens)
         hidden, after = self.backbone.extend(tokens, state, ahead=ahead)
-        return self._logits(hidden), after
+        return self.logits(hidden), after
 
     def hidden_states(self, tokens: Tensor, layer: int = -1) -> Tensor:
         """The hidden states after some block, (B, L, D); no later block and no logits are computed.
@@ -218,13 +221,20 @@ class HyenaDNA(nn.Module):
 
         return load(source, **options)
 
+    def generate(self, prompt: str = "", *, length: int, **options: Any) -> "list[Generated]":
+        """Sequences that the model writes behind a prompt or from nothing; see `hyenadna.inference.generate`."""
+        from hyenadna.inference.generate import generate  # what the model is used for builds on it
+
+        return generate(self, prompt, length=length, **options)
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the model folder; see `hyenadna.model.checkpoint.save`."""
         from hyenadna.model.checkpoint import save  # checkpoint builds on this module
 
         save(self, folder, **options)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head says of last hidden states, (..., D) -> (..., 16); `forward` tells in which dtype."""
         head = self.output_weight
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(head.dtype), head)
