@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hyenadna.errors import UsageError
 from hyenadna.finetune.sequence_model import SequenceModel
-from hyenadna.model.prefix import item_by_item
+from hyenadna.model.hyena import item_by_item
 
 
 class AdapterBatch:
