@@ -14,9 +14,10 @@ import uvicorn
 from adapting import NUMBER, THREE, adapted, small
 
 from hyenadna.serve.application import application
+from hyenadna.serve.batcher import _results
 from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.entries import Writing
-from hyenadna.serve.generation import Generation
+from hyenadna.serve.generation import GenerateJob
 from hyenadna.serve.served_model import ServedAdapter, ServedModel
 from hyenadna.serve.service import Service
 
@@ -48,12 +49,12 @@ class Immediate:
         return work.answer()
 
     @contextmanager
-    def writing(self, generation: Generation, *, deadline: float) -> Iterator[Writing]:
+    def writing(self, job: GenerateJob, *, deadline: float) -> Iterator[Writing]:
         self.deadlines.append(deadline)
-        entry = Writing(generation, 0.0, asyncio.get_running_loop().time() + deadline, 1 << 12)
+        entry = Writing(job, 0.0, asyncio.get_running_loop().time() + deadline, 1 << 12)
         unit = entry.next_unit()
         while unit is not None:
-            _, unit = entry.take(unit, *unit.kind.compute(self.model, [unit.piece]))
+            _, unit = entry.take(unit, *_results(self.model, [unit]))
         yield entry
 
     async def drain(self) -> None:

@@ -332,6 +332,7 @@ class TestCounting:
         assert 'hyena_requests_total{route="other",status="404"} 3.0' in lines
         assert 'hyena_request_seconds_count{route="/v1/likelihood"} 2.0' in lines
         assert {"hyena_queue_tokens 11.0", "hyena_batches_total 3.0", "hyena_tokens_total 400.0"} <= set(lines)
+        assert {"hyena_generated_tokens_total 99.0", "hyena_generations 2.0"} <= set(lines)
         assert [line for line in lines if line.startswith("hyena_model_info{") and 'name="small"' in line]
         assert "hyena_requests_in_flight 1.0" in lines  # this one
 

@@ -17,7 +17,7 @@ from hyenadna.errors import InputError, SequenceTooLong, UsageError
 from hyenadna.serve import schemas
 from hyenadna.serve.access_log import AccessLog
 from hyenadna.serve.exchange import CODES, Asgi, Message, Receive, Refusal, Scope, Send
-from hyenadna.serve.generation import Generation
+from hyenadna.serve.generation import GenerateJob
 from hyenadna.serve.jobs import EmbedJob, Job, LikelihoodJob, PredictJob, SubstitutionsJob
 from hyenadna.serve.openapi import openapi
 from hyenadna.serve.security import Body, Door
@@ -34,8 +34,8 @@ _KINDS = {
 _EVENTS = {
     "schema": {"type": "string"},
     "example": 'event: bases\ndata: {"pieces":[{"row":0,"bases":"GAT","nats":[-1.31,-0.98,-1.2]}]}\n\n'
-    'event: done\ndata: {"model":"starter","seed":0,"items":[{"row":0,"sequence":"GAT","length":3,"nats":-3.49,'
-    '"bits_per_base":1.68,"stopped":"length"}]}\n\n',
+    'event: done\ndata: {"model":"starter","seed":0,"items":[{"row":0,"sequence":"GAT","length":3,"scored":3,'
+    '"nats":-3.49,"bits_per_base":1.68,"stopped":"length"}]}\n\n',
 }
 """What OpenAPI says of an event stream."""
 _REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
@@ -101,7 +101,7 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
         """Sequences that the model writes, each going on from the prompt."""
         service.check_prompt(body.prompt, body.count)
         try:
-            generation = Generation(
+            job = GenerateJob(
                 service.model,
                 body.prompt,
                 length=body.length,
@@ -113,7 +113,7 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
             raise Refusal(413, str(error)) from error
         except (UsageError, InputError) as error:
             raise Refusal(422, str(error)) from error
-        return await service.generate(request, generation, body.timeout_s, per_base=body.per_base, stream=body.stream)
+        return await service.generate(request, job, body.timeout_s, per_base=body.per_base, stream=body.stream)
 
     async def answer(request: Request, body: schemas.Request, kind: Callable[..., Job], **options: Any) -> Response:
         sequences = body.named_sequences()

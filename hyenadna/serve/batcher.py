@@ -22,7 +22,7 @@ from hyenadna.errors import HyenaError
 from hyenadna.serve.admission import DeadlineExceeded, Draining, JobTooLarge, QueueFull, check_time
 from hyenadna.serve.entries import Entry, Writing
 from hyenadna.serve.exchange import tell_defect
-from hyenadna.serve.generation import Generation
+from hyenadna.serve.generation import GenerateJob
 from hyenadna.serve.jobs import Job, Work
 from hyenadna.serve.served_model import ServedModel
 from hyenadna.serve.units import Kind, Result, Unit
@@ -129,12 +129,12 @@ class Batcher:
             self._leave(entry)
 
     @contextlib.contextmanager
-    def writing(self, generation: Generation, *, deadline: float) -> Iterator[Writing]:
+    def writing(self, job: GenerateJob, *, deadline: float) -> Iterator[Writing]:
         """A generation that is under way from here to the end of the block, where it is closed if it is not over.
 
         Parameters
         ----------
-        generation : Generation
+        job : GenerateJob
         deadline : float
             Seconds from now, after which nobody waits for more of it.
 
@@ -144,15 +144,15 @@ class Batcher:
         JobTooLarge         there never will be memory for it
         Draining            after `drain` was called
         """
-        entry = self._admitted_writing(generation, deadline)
+        entry = self._admitted_writing(job, deadline)
         try:
             self._enqueue(entry, [entry.next_unit()])
             yield entry
         finally:
             self._leave(entry)
             # the worker may be writing on, and can end that only between two units
-            closing = asyncio.get_running_loop().run_in_executor(self._worker, generation.close)
-            closing.add_done_callback(lambda closed: self._forget(generation, closed))
+            closing = asyncio.get_running_loop().run_in_executor(self._worker, job.close)
+            closing.add_done_callback(lambda closed: self._forget(job, closed))
 
     async def drain(self) -> None:
         """Take no new jobs, finish those that were accepted, and end the worker."""
@@ -196,9 +196,9 @@ class Batcher:
         self._queued += tokens
         return self._entered(Entry(tokens, self._clock, self._until(deadline)))
 
-    def _admitted_writing(self, generation: Generation, deadline: float) -> Writing:
+    def _admitted_writing(self, job: GenerateJob, deadline: float) -> Writing:
         self._check_open()
-        tokens, most = generation.tokens, self.generating_tokens
+        tokens, most = job.tokens, self.generating_tokens
         if tokens > most:
             raise JobTooLarge(
                 f"the request writes on {tokens:,} tokens, prompts included; this server writes on up to {most:,} at "
@@ -210,9 +210,9 @@ class Batcher:
                 f"generations of {self._generating:,} tokens are under way already, and at most {most:,} may be",
                 ends * len(self._entries) * self._rate or 1.0,
             )
-        check_time(self._entries, generation.cost, deadline, rate=self._rate, small=self.batch_tokens)
+        check_time(self._entries, job.cost, deadline, rate=self._rate, small=self.batch_tokens)
         self._generating += tokens
-        return self._entered(Writing(generation, self._clock, self._until(deadline), self.batch_tokens))
+        return self._entered(Writing(job, self._clock, self._until(deadline), self.batch_tokens))
 
     def _check_open(self) -> None:
         if self._draining:
@@ -255,9 +255,9 @@ class Batcher:
         entry.pending, entry.results = {}, []
         self._wake.set()
 
-    def _forget(self, generation: Generation, closed: "asyncio.Future[None]") -> None:
+    def _forget(self, job: GenerateJob, closed: "asyncio.Future[None]") -> None:
         """Its memory is free."""
-        self._generating -= generation.tokens
+        self._generating -= job.tokens
         if isinstance(error := closed.exception(), Exception):
             tell_defect(error)
 

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from hyenadna.inference.generate import Piece
-from hyenadna.serve.generation import Generation, units
+from hyenadna.serve.generation import GenerateJob, units
 from hyenadna.serve.units import Kind, Result, Unit
 
 
@@ -61,13 +61,13 @@ class Writing(Entry):
     is_whole : bool                 whether that is because all is written
     """
 
-    def __init__(self, generation: Generation, tag: float, until: float, batch_tokens: int) -> None:
+    def __init__(self, job: GenerateJob, tag: float, until: float, batch_tokens: int) -> None:
         super().__init__(0, tag, until)
-        self.generation, self.later, self.left = generation, generation.cost, 1
+        self.job, self.later, self.left = job, job.cost, 1
         self.pieces: list[Piece] = []
         self.error: Exception | None = None
         self.is_whole = False
-        self._units = units(generation, batch_tokens)
+        self._units = units(job, batch_tokens)
         self._news = asyncio.Event()
 
     @property
@@ -88,13 +88,13 @@ class Writing(Entry):
 
     def take(self, unit: Unit, result: Any) -> tuple[int, Unit | None]:
         """Keep what was written, and go on unless that was the end of it."""
-        read = 0 if unit.number else len(self.generation.prompt)
+        read = 0 if unit.number else len(self.job.prompt)
         if isinstance(result, Exception):
             self.error = result
         else:
             self.pieces += result
             read += len(result)
-            self.is_whole = self.generation.is_over
+            self.is_whole = self.job.is_over
             self._news.set()
         # it is late before that is noticed, if its client takes nothing
         if self.error is None and not self.is_whole and not self.is_late:

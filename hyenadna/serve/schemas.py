@@ -111,9 +111,10 @@ class GenerateRequest(Timed):
     )
 
     prompt: Annotated[str, AfterValidator(_text)] = Field(
-        min_length=1,
-        description="A, C, G and T, of either case, to go on from; it is not repeated in the answer.",
-        json_schema_extra={"pattern": "^[ACGTUacgtu]+$"},
+        default="",
+        description="A, C, G and T, of either case, that all sequences follow; it is not repeated in the answer. "
+        "Without it the first base is drawn from all four alike, and is not scored.",
+        json_schema_extra={"pattern": "^[ACGTUacgtu]*$"},
     )
     length: int = Field(default=100, ge=1, description="Bases to write.")
     count: int = Field(default=1, ge=1, description="Sequences to write, each on its own.")
@@ -232,12 +233,13 @@ class GenerateItem(BaseModel):
     row: int = Field(description="Its number, from 0.")
     sequence: str = Field(description="What was written behind the prompt.")
     length: int = Field(description="Bases.")
+    scored: int = Field(description="Bases scored: all, but for a first one that nothing stands before.")
     nats: float = Field(description="Sum of their ln p under the model itself, whatever the decoding.")
     bits_per_base: float | None = None
-    stopped: Literal["length", "stop", "deadline"] = Field(
-        description="Why it ends here: all is written, it came to a stop, or the time was over."
+    stopped: Literal["length", "deadline"] = Field(
+        description="Why it ends here: all that was asked for is written, or the time was over."
     )
-    per_base: list[float] | None = Field(default=None, description="ln p of each base.")
+    per_base: list[float | None] | None = Field(default=None, description="ln p of each base; null if not scored.")
 
 
 class Answer(BaseModel):

@@ -17,7 +17,7 @@ from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.entries import Writing
 from hyenadna.serve.event_stream import ALIVE, EventStream, event
 from hyenadna.serve.exchange import LEFT, Exchange, Refusal, left
-from hyenadna.serve.generation import Generation, by_row, generation_items
+from hyenadna.serve.generation import GenerateJob, by_row, items
 from hyenadna.serve.jobs import Job, longest_substituted
 from hyenadna.serve.metrics import Metrics
 from hyenadna.serve.schemas import Limits
@@ -140,7 +140,7 @@ class Service:
         return Response(body, media_type="application/json")
 
     async def generate(
-        self, request: Request, generation: Generation, timeout_s: float | None, *, per_base: bool, stream: bool
+        self, request: Request, job: GenerateJob, timeout_s: float | None, *, per_base: bool, stream: bool
     ) -> Response:
         """What was written, when all of it is or its time is over; or an event stream that tells it meanwhile.
 
@@ -149,21 +149,21 @@ class Service:
         Refusal                 too many tokens, no room in the queue or in memory, too late for any base, or the server
                                 stops
         """
-        tokens, most = generation.tokens, self.config.max_generate
+        tokens, most = job.tokens, self.config.max_generate
         exchange: Exchange = request.scope["exchange"]
         exchange.tokens = tokens
         if tokens > most:
             raise Refusal(
                 413,
-                f"{generation.count:,} times a prompt of {len(generation.prompt):,} bases and {generation.length:,} "
+                f"{job.count:,} times a prompt of {len(job.prompt):,} bases and {job.length:,} "
                 f"more are {tokens:,} tokens, at most {most:,} are taken (--max-generate); ask for fewer or shorter "
                 "sequences",
             )
         self._accept(exchange)
         seconds = self._seconds(timeout_s)
         if stream:
-            return EventStream(self._events(generation, seconds, per_base), exchange)
-        answer = await self._unless_left(request, self._whole(generation, seconds, per_base))
+            return EventStream(self._events(job, seconds, per_base), exchange)
+        answer = await self._unless_left(request, self._whole(job, seconds, per_base))
         if answer is None:
             return Response(status_code=LEFT)
         return Response(await asyncio.to_thread(encoded, answer), media_type="application/json")
@@ -216,15 +216,15 @@ class Service:
             self.check_ready()
             raise
 
-    async def _whole(self, generation: Generation, seconds: float, per_base: bool) -> dict[str, Any]:
-        with self.batcher.writing(generation, deadline=seconds) as writing:
+    async def _whole(self, job: GenerateJob, seconds: float, per_base: bool) -> dict[str, Any]:
+        with self.batcher.writing(job, deadline=seconds) as writing:
             await writing.end(seconds)
             return self._written(writing, seconds, per_base)
 
-    async def _events(self, generation: Generation, seconds: float, per_base: bool) -> AsyncGenerator[str, None]:
+    async def _events(self, job: GenerateJob, seconds: float, per_base: bool) -> AsyncGenerator[str, None]:
         """A comment once it is taken on, then the bases as they come, and at the end the whole as without a stream."""
         with self._refusing():
-            with self.batcher.writing(generation, deadline=seconds) as writing:
+            with self.batcher.writing(job, deadline=seconds) as writing:
                 yield ALIVE
                 sent = 0
                 while not writing.is_over or sent < len(writing.pieces):
@@ -239,7 +239,7 @@ class Service:
 
     def _written(self, writing: Writing, seconds: float, per_base: bool) -> dict[str, Any]:
         """The answer, of what was written."""
-        error, generation = writing.error, writing.generation
+        error, job = writing.error, writing.job
         if isinstance(error, UsageError | InputError):
             raise Refusal(422, str(error)) from error
         if error is not None:
@@ -249,8 +249,8 @@ class Service:
             raise HyenaError("the server's model stopped; it must be started again")
         if not writing.pieces:
             raise DeadlineExceeded(f"not a base was written within {seconds:g} s; allow more time, or come again later")
-        items = generation_items(generation, writing.pieces, is_whole=writing.is_whole, per_base=per_base)
-        return {"model": self.model.name, "seed": generation.seed, "items": items}
+        found = items(job, writing.pieces, per_base=per_base)
+        return {"model": self.model.name, "seed": job.seed, "items": found}
 
 
 def encoded(value: Any) -> str:
