@@ -86,7 +86,7 @@ class HyenaDNA(nn.Module):
         if prefix is not None:
             prefix.check(len(tokens), tokens.shape[1], self.config.filter_length)
         hidden = self.backbone(tokens.long(), prefix)
-        return Output(self._logits(hidden), hidden)
+        return Output(self.logits(hidden), hidden)
 
     def extend(self, tokens: Tensor, state: State | None = None, *, ahead: int = 0) -> tuple[Tensor, State]:
         """Logits of tokens that go on where a state ends, and the state behind them.
@@ -116,7 +116,7 @@ class HyenaDNA(nn.Module):
         """
         self._check(tokens)
         hidden, after = self.backbone.extend(tokens, state, ahead=ahead)
-        return self._logits(hidden), after
+        return self.logits(hidden), after
 
     def hidden_states(self, tokens: Tensor, layer: int = -1) -> Tensor:
         """The hidden states after some block, (B, L, D); no later block and no logits are computed.
@@ -224,7 +224,8 @@ class HyenaDNA(nn.Module):
 
         save(self, folder, **options)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head says of last hidden states, (..., D) -> (..., 16); `forward` tells in which dtype."""
         head = self.output_weight
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(head.dtype), head)
