@@ -12,7 +12,8 @@ from batching import LIMITS, LONG
 
 from hyenadna.errors import NotFiniteError
 from hyenadna.inference.decoding import Decoding
-from hyenadna.inference.generate import Piece, stream
+from hyenadna.inference.generate import stream
+from hyenadna.inference.generation import Piece
 from hyenadna.serve import generation, service
 from hyenadna.serve.admission import QueueFull
 from hyenadna.serve.batcher import Batcher
@@ -135,7 +136,7 @@ class TestRefusals:
         [
             ({"prompt": "ACGNT"}, 422, "the prompt has 'N' at position 4;"),
             ({"prompt": "AC GT"}, 422, "the prompt has ' ' at position 3;"),
-            ({"prompt": "A" * 60, "length": 9}, 413, r"60 bases and 9 more; this model takes 68 at once"),
+            ({"prompt": "A" * 60, "length": 9}, 413, r"60 bases and 9 more; this model takes 62 at once"),
             ({"length": 0}, 422, "length: Input should be greater than or equal to 1"),
             ({"count": 0}, 422, "count: Input should be greater"),
             ({"seed": -1}, 422, "seed: Input should be greater"),

@@ -5,7 +5,7 @@ import contextlib
 from collections import deque
 from typing import Any
 
-from hyenadna.inference.generate import Piece
+from hyenadna.inference.generation import Piece
 from hyenadna.serve.generation import GenerateJob, units
 from hyenadna.serve.units import Kind, Result, Unit
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from hyenadna.errors import SequenceTooLong
 from hyenadna.inference.decoding import Decoding
-from hyenadna.inference.generate import Generation, Piece, checked_prompt, stream
+from hyenadna.inference.generate import checked_prompt, stream
+from hyenadna.inference.generation import Generation, Piece
 from hyenadna.serve.jobs import nullable
 from hyenadna.serve.served_model import ServedModel
 from hyenadna.serve.units import Kind, Unit
