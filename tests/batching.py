@@ -12,6 +12,7 @@ from hyenadna.serve.units import Kind, Unit
 
 LONG = 60.0
 MODEL = SimpleNamespace(batch_overhead=8)
+LIMITS = {"batch_tokens": 100, "queue_tokens": 10**6, "generating_tokens": 10**6, "wait_ms": 0}
 
 
 class Machine:
@@ -83,7 +84,7 @@ class Task:
 @contextlib.asynccontextmanager
 async def running(machine, **options):
     """A batcher that computes 10 units at once, and is drained afterwards."""
-    batcher = Batcher(MODEL, **{"batch_tokens": 100, "queue_tokens": 10**6, "wait_ms": 0} | options)
+    batcher = Batcher(MODEL, **LIMITS | options)
     await batcher.start()
     yield batcher
     machine.free = True
