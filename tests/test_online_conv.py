@@ -121,6 +121,15 @@ def test_known_positions_make_one_epoch():
     assert conv.reach == 300 and conv.past[0].shape[-1] == 100
 
 
+def test_one_known_position_after_the_other_makes_no_epoch_each():
+    case = Case(700, B=1)
+    conv, epochs = OnlineConv([case.u[..., :100]]), set()
+    for t in range(100, 700):
+        case.run(conv, [1], first=t, ahead=lambda last: 1)
+        epochs.add(conv.past[0].shape[-1])
+    assert epochs == {100, 200, 400}
+
+
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("steps", [0, 7, 64, 100])
 def test_what_is_left_to_the_next_positions(steps, grad):
@@ -196,8 +205,8 @@ def test_nbytes_are_those_of_its_tensors():
 
 
 def test_memory_is_two_numbers_for_each_position_and_channel():
-    case = Case(3000, B=1)
+    case = Case(1300, B=1)
     conv = OnlineConv([case.u[..., :100]])
-    for t in range(100, 3000):
+    for t in range(100, 1300):
         case.run(conv, [1], first=t)
         assert conv.nbytes <= 8 * D * (2 * (t + 1) + 2 * BLOCK)

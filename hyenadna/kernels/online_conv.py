@@ -127,7 +127,7 @@ class OnlineConv:
         filters : Filters
             The same at every call.
         ahead : int
-            Positions that are known to follow; the next epoch is made as long. 0: nobody knows.
+            Positions that are known to follow; the next epoch is made no shorter.
 
         Returns
         -------
@@ -201,10 +201,11 @@ class OnlineConv:
         return [group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in joined]
 
     def _begin_epoch(self, known: int, ahead: int, filters: Filters) -> None:
-        """Make what the past carries to the positions that are known to come, or to as many as there were."""
+        """Make what the past carries to the positions that are known to come, and to as many as there were."""
         length = self.length
-        wanted = known + ahead if ahead else max(known, length, _SHORTEST_EPOCH)
-        reach = max(known, min(wanted, filters.longest - length))
+        # never much shorter than the past, which would then be transformed too often: who knows of a token may not know
+        # of the next
+        reach = max(known, min(max(known + ahead, length, _SHORTEST_EPOCH), filters.longest - length))
         self.past = tuple(self.inputs(filters.skip.dtype))
         self.used, self.buffer, self.carried = 0, None, None
         self.carried = self.left(reach, filters)
