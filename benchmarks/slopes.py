@@ -6,9 +6,10 @@
 Small models (by default two Lightning blocks, width 64, 4 heads) of a context of 1,024, and the same first weights and
 the same data for every family, so that a seed's results differ by the family alone. Two tasks:
 
-- memory: random bases in which N announces a base, and SEP asks, so many bases later, for the one announced last; the
-  model must hold it that long, and not take an older one for it. Only the answers are scored; a model that remembers
-  nothing has 2 bits. Distances 16 to 1,000 are trained together, in equal shares of the loss.
+- memory: random bases, among which a token that DNA does not use announces one of the four, and SEP asks, so many bases
+  later, for the one announced last; the model must hold it that long, and not take an older one for it. Only the
+  answers are scored; a model that remembers nothing has 2 bits. Distances 16 to 1,000 are trained together, in equal
+  shares of the loss.
 - dna, with --fasta: next-base prediction, then bits per base in windows that no training window touches: every tenth
   megabase is held out.
 
@@ -43,6 +44,8 @@ from hyenadna.progress import notice
 
 CONTEXT = 1_024
 DISTANCES = (16, 64, 250, 500, 1_000)
+ANNOUNCING = np.array([0, 2, 3, 5])
+"""Tokens that stand for A, C, G and T."""
 BLOCK, HELD_OUT = 1_000_000, 10
 """The genome is cut into blocks, and every tenth is held out."""
 
@@ -66,10 +69,10 @@ def announced(distances: Sequence[int], random: np.random.Generator) -> Batch:
     targets = np.full_like(tokens, IGNORE)
     for distance, row, target in zip(distances, tokens, targets, strict=True):
         at = int(random.integers(0, 8))
-        # N, its base, bases in between, SEP, the base again; some bases until the next
-        while at + distance + 2 < CONTEXT:
-            row[at], row[at + distance] = N, SEP
-            row[at + distance + 1] = target[at + distance] = row[at + 1]
+        while at + distance + 1 < CONTEXT:
+            base = int(random.integers(0, 4))
+            row[at], row[at + distance], row[at + distance + 1] = ANNOUNCING[base], SEP, A + base
+            target[at + distance] = A + base
             at += distance + 2 + int(random.integers(0, 8))
     return torch.from_numpy(tokens), torch.from_numpy(targets)
 
