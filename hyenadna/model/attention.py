@@ -93,7 +93,8 @@ class AttentionMixer(nn.Module):
             if heads is None:
                 heads = workspace.empty(B * L, *projected.shape[1:], like=projected)
                 cos, sin = (x[:, None] for x in self._turns(0 if state is None else state.position, L, projected))
-            part, places = heads[first : first + len(block)], torch.arange(first, first + len(block)) % L
+            part = heads[first : first + len(block)]
+            places = torch.arange(first, first + len(block), device=block.device) % L
             part[:, : -self.kv_heads] = _rotated(projected[:, : -self.kv_heads], cos[places], sin[places])
             part[:, -self.kv_heads :] = projected[:, -self.kv_heads :]
             first += len(block)
