@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hyenadna import HyenaDNA
 
-PATTERNS = ("H", "L", "S", "HL", "HS", "HLS", "HS+remoe", "LS+remoe")
+PATTERNS = ("H", "L", "S", "HL", "HS", "HLS", "HS+remoe")
 CONTEXT = 48
 
 

@@ -204,6 +204,7 @@ class TestFiles:
             assert torch.equal(loaded(tokens).logits, model(tokens).logits)
             close(in_pieces(loaded, tokens, [30, 1, 6])[0], model(tokens).logits, 1e-4)
 
+    @pytest.mark.parametrize("pattern", ["HL", "S", "HLS+remoe"])
     def test_quantised(self, pattern, tmp_path):
         from hyenadna.inference.quantize import quantize
 

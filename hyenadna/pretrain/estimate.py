@@ -111,7 +111,8 @@ def _kept_by_block(config: HyenaConfig, letter: str, *, length: int, tokens: int
         case "L":
             width += product * 8 * D + 4 * 4 * D  # the projection, before and after SiLU; what is summed and normed
         case _:
-            width += product * (3 * D + 4 * _key_width(config))  # the projection, before and after it is turned; y
+            # the projection, queries and keys turned, keys and values once for each head, y
+            width += product * (5 * D + 3 * _key_width(config))
     if config.feed_forward == "mlp":
         extra.append(product * config.d_inner * tokens)  # what goes into GELU
         return tokens * width + sum(size for size in extra if size <= limit)
