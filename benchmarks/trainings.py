@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     lr: float = 2e-3
     test_windows: int = 256
     generated: int = 256
-    """Tokens that are generated one by one."""
+    """Tokens that are generated one by one, if the windows are as long."""
     sparsity_control: str = "damped"
     threads: int = 1
 
@@ -183,14 +183,16 @@ def held_out_bits(model: HyenaDNA, corpus: Corpus, config: PretrainConfig, plan:
 
 def generation_rate(model: HyenaDNA, plan: Plan) -> float:
     """Tokens in a CPU second, one sequence, the likeliest base each time, behind a prompt."""
+    before = min(PROMPT, plan.length // 2)
+    number = min(plan.generated, plan.length - before)
     with torch.inference_mode():
-        prompt = torch.randint(7, 11, (1, min(PROMPT, plan.length // 2)), generator=torch.Generator().manual_seed(0))
+        prompt = torch.randint(7, 11, (1, before), generator=torch.Generator().manual_seed(0))
         logits, state = model.extend(prompt)
         start = time.process_time()
-        for _ in range(plan.generated):
+        for _ in range(number):
             token = logits[:, -1:, 7:11].argmax(-1) + 7
             logits, state = model.extend(token, state)
-        return plan.generated / (time.process_time() - start)
+        return number / (time.process_time() - start)
 
 
 def interval(values: list[float]) -> dict[str, float]:
