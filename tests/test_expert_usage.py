@@ -1,6 +1,7 @@
 """Experts by k-mer and by annotation, of a model whose routers were made by hand."""
 
 import csv
+import functools
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hyenadna.data.intervals import Interval
 from hyenadna.data.packed import packed
 from hyenadna.data.tokenizer import A
 from hyenadna.errors import SequenceTooLong, UsageError
+from hyenadna.inference import markov
 from hyenadna.inference.expert_usage import expert_usage, kmer_numbers, kmers
 
 REGION = (100, 180)
@@ -106,7 +108,8 @@ def test_what_is_refused(model, genome):
         expert_usage(model, pack, everything, length=67)
 
 
-def test_command(model, tmp_path):
+def test_command(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(markov, "fit", functools.partial(markov.fit, order=2))
     long = tmp_path / "long.fa"
     long.write_text(f">c\n{random_dna(20_000, 2)}\n")
     (tmp_path / "exon.bed").write_text("c\t0\t10000\n")
