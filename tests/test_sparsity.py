@@ -1,8 +1,8 @@
 """The penalty on the gates of experts, what steers it, and both in a step of pretraining."""
 
 import dataclasses
-import itertools
 import math
+import shutil
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pretraining import SMALL, assert_same_run, final_state, hyena, metrics, write_genome
 
-from hyenadna import HyenaConfig, HyenaDNA
+from hyenadna import HyenaConfig, HyenaDNA, plots
 from hyenadna.data.intervals import Interval
 from hyenadna.data.packed import packed
 from hyenadna.data.sampler import Source, WindowSampler
@@ -36,26 +36,31 @@ def control_of(kind, coefficient=1e-3, target=0.75, factor=1.2):
 def test_the_sign_multiplies_below_the_target_and_divides_at_and_above(sparsity, exponent):
     control = control_of("sign")
     control.update(sparsity)
-    assert control.coefficient == pytest.approx(1e-3 * 1.2**exponent, rel=1e-15)
+    assert control.state.coefficient == pytest.approx(1e-3 * 1.2**exponent, rel=1e-15)
 
 
-@pytest.mark.parametrize(("sparsity", "exponent"), [(0.0, 0.75), (0.5, 0.25), (0.75, 0.0), (1.0, -0.25)])
-def test_the_proportional_step_is_the_distance(sparsity, exponent):
-    control = control_of("proportional")
-    control.update(sparsity)
-    assert control.coefficient == pytest.approx(1e-3 * 1.2**exponent, rel=1e-15)
+def test_the_damped_step_is_the_distance_less_the_rise():
+    control, expected, before = control_of("damped"), 1e-3, None
+    for sparsity in (0.5, 0.75, 0.75, 1.0, 0.9):
+        expected *= 1.2 ** (0.75 - sparsity) * math.exp(-5 * (sparsity - (sparsity if before is None else before)))
+        before = sparsity
+        control.update(sparsity)
+        assert control.state.coefficient == pytest.approx(expected, rel=1e-14) and control.state.sparsity == sparsity
+    control = control_of("damped")
+    control.update(0.75)
+    assert control.state.coefficient == 1e-3  # at the target and at rest nothing changes
 
 
-@pytest.mark.parametrize("kind", ["sign", "proportional"])
+@pytest.mark.parametrize("kind", ["sign", "damped"])
 def test_the_coefficient_comes_back_from_its_bounds(kind):
     lowest, highest = BOUNDS[kind]
     for sparsity, bound, start in ((1.0, lowest, lowest * 1.01), (0.0, highest, highest / 1.01)):
         control = control_of(kind, start)
         for _ in range(3):
             control.update(sparsity)
-        assert control.coefficient == bound
+        assert control.state.coefficient == bound
         control.update(1 - sparsity)
-        assert lowest < control.coefficient < highest
+        assert lowest < control.state.coefficient < highest
 
 
 def hand_made():
@@ -106,7 +111,7 @@ def toy(kind, seed, steps=600, E=8, T=128, D=16):
     outputs = torch.randn(E, D, generator=random).requires_grad_()
     classes, means = torch.randn(D, 8, generator=random), torch.randn(8, D, generator=random)
     optimizer = torch.optim.Adam([router, outputs], lr=1e-2, fused=True)
-    control = SparsityControl(target=1 - 1 / E, active_experts=1, control=kind, factor=1.2, coefficient=1e-8)
+    control = SparsityControl(target=1 - 1 / E, active_experts=1, control=kind, factor=1.2, coefficient=1e-5)
     found = []
     for _ in range(steps):
         x = torch.randn(T, D, generator=random)
@@ -122,13 +127,13 @@ def toy(kind, seed, steps=600, E=8, T=128, D=16):
 
 def test_a_toy_comes_to_its_target_and_swings_less_than_as_published():
     swings = {}
-    for kind in ("proportional", "sign"):
+    for kind in ("damped", "sign"):
         late = toy(kind, seed=0)[-250:]
         smooth = np.convolve(late, np.ones(10) / 10, mode="valid")  # of 128 tokens a step tells the sparsity to 0.01
         swings[kind] = smooth.std()
-        if kind == "proportional":
+        if kind == "damped":
             assert abs(late.mean() - 0.875) < 0.05 and np.abs(smooth - 0.875).max() < 0.05
-    assert swings["sign"] > 3 * swings["proportional"]
+    assert swings["sign"] > 3 * swings["damped"]
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +187,7 @@ def test_a_step_is_that_of_loss_and_penalty(sampler, micro_batches):
     assert 0.3 < sparsity < 0.7
     assert module.expert_metrics["sparsity"] == pytest.approx(sparsity, rel=1e-12)
     assert module.expert_metrics["sparsity_coefficient"] == 1.0 and tuple(module.expert_metrics) == EXPERT_METRICS
-    assert module.sparsity.coefficient == pytest.approx(1.2 ** (0.75 - sparsity), rel=1e-12)
+    assert module.sparsity.state.coefficient == pytest.approx(1.2 ** (0.75 - sparsity), rel=1e-12)
     bits = float(sum(nats.detach() for nats in [F.cross_entropy(
         plain(inputs).logits[..., 7:11].flatten(0, 1), torch.where(targets >= 7, targets - 7, IGNORE).flatten(),
         ignore_index=IGNORE,
@@ -202,36 +207,40 @@ RUN = (
 )  # fmt: skip
 
 
-def test_a_resumed_run_goes_on_with_the_same_coefficient(tmp_path, monkeypatch):
-    fasta = write_genome(tmp_path / "a.fa")
-    command = ("pretrain", "--fasta", fasta, *RUN, "--steps", "6")
-    code, _, err = hyena(*command, "--out", tmp_path / "whole")
+def test_a_resumed_run_goes_on_with_the_same_coefficient(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = ("pretrain", "--fasta", write_genome(tmp_path / "a.fa"), *RUN, "--steps", "6")
+    code, _, err = hyena(*command, "--out", whole)
     assert code == 0, err
-    step = PretrainModule.optimizer_step
-
-    def dies(self, *args, **kwargs):
-        if self.step == 4:
-            raise KeyboardInterrupt
-        step(self, *args, **kwargs)
-
-    monkeypatch.setattr(PretrainModule, "optimizer_step", dies)
-    with pytest.raises(BaseException):  # noqa: B017 as a killed process, whatever Lightning makes of it
-        code = hyena(*command, "--out", tmp_path / "cut")[0]
-        raise SystemExit(code)
-    monkeypatch.undo()
-    assert final_state(tmp_path / "cut").step == 3
-    code, _, err = hyena(*command, "--out", tmp_path / "cut")
-    assert code == 0 and "resumed at step" in err, err
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    states = [final_state(tmp_path / name).sparsity_coefficient for name in ("whole", "cut")]
-    assert states[0] == states[1] and states[0] > 1e-3
-    rows = metrics(tmp_path / "whole")
-    assert float(rows[0]["sparsity_coefficient"]) == 1e-3 and len(rows) == 6
-    for row, after in itertools.pairwise(rows):
-        expected = float(row["sparsity_coefficient"]) * 1.2 ** (0.75 - float(row["sparsity"]))
-        assert float(after["sparsity_coefficient"]) == pytest.approx(expected, rel=1e-7)
+    rows, control = metrics(whole), control_of("damped")
+    assert len(rows) == 6
+    for row in rows:
+        assert float(row["sparsity_coefficient"]) == pytest.approx(control.state.coefficient, rel=1e-6)
         assert 0 <= float(row["tokens_without_expert"]) <= 1
-    assert (tmp_path / "whole" / "curves.png").stat().st_size > 10_000
+        control.update(float(row["sparsity"]))
+    shutil.copytree(whole, cut)
+    (cut / "checkpoints" / "step-00000006.ckpt").unlink()  # as if killed after step 6
+    code, _, err = hyena(*command, "--out", cut)
+    assert code == 0 and "resumed at step 3" in err, err
+    assert_same_run(whole, cut)
+    states = [final_state(run).sparsity for run in (whole, cut)]
+    assert states[0] == states[1] and states[0].coefficient == pytest.approx(control.state.coefficient, rel=1e-6)
+
+
+def test_curves_show_the_experts():
+    from matplotlib.colors import to_hex
+
+    drawn, ax = plots.figure()
+    tokens = np.arange(1.0, 6)
+    columns = {"tokens": tokens, "sparsity": tokens / 6, "tokens_without_expert": tokens / 60,
+               "sparsity_coefficient": 10 ** -tokens}  # fmt: skip
+    plots.sparsity_curve(ax, columns, 0.875)
+    drawn_lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert np.array_equal(drawn_lines["gates that are off"], tokens / 6)
+    assert list(drawn_lines["target 0.875"]) == [0.875, 0.875]
+    (other,) = (axis for axis in drawn.axes if axis is not ax)
+    assert other.get_yscale() == "log" and np.array_equal(other.lines[0].get_ydata(), 10**-tokens)
+    assert to_hex(other.lines[0].get_color()) == plots.BASELINE.lower()
 
 
 def test_what_the_fields_allow():

@@ -43,6 +43,15 @@ _Contigs = Annotated[
 _Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for tables (TSV), evaluation.json and plots (PNG).")
 ]
+_Experts = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=1,
+        max=8,
+        help="Also write experts.tsv: which experts are on after each K-mer, in regions and in soft-masked bases.",
+    ),
+]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation in the output folder.")]
 
 
@@ -54,6 +63,7 @@ def evaluate(
     length: _Length = None,
     max_bases: _MaxBases = None,
     regions: _Regions = None,
+    experts: _Experts = None,
     contigs: _Contigs = None,
     out: _Out = None,
     as_json: options.Json = False,
@@ -65,6 +75,8 @@ def evaluate(
     """Bits per base next to Markov models on the same bases. Example: hyena evaluate -m run/model -o report"""
     beds = _named_regions(regions or [])
     _check_out(out, overwrite)
+    if experts is not None and out is None:
+        raise UsageError("--experts writes a table; say by -o into which folder")
     import torch
 
     from hyenadna.data.genomes import ecoli
@@ -79,10 +91,38 @@ def evaluate(
     if fasta is None:
         _refuse_the_bundled(model, pack)
     network = HyenaDNA.from_pretrained(model, device=place)
+    if experts is not None and network.config.feed_forward != "remoe":
+        raise UsageError(f"--experts: {model} has none; models pretrained with --feed-forward remoe have")
     data = _data(model, network.config.filter_length, pack, split, contigs, length)
     result, markov_provenance = _measure(network, data, beds, max_bases, "float32" if dtype == "auto" else dtype)
     provenance = data.provenance() | markov_provenance | _model_provenance(model, network) | {"device": str(place)}
     _report(result, provenance, out, as_json)
+    if experts is not None and out is not None:
+        _write_experts(network, data, beds, max_bases, experts, out / "experts.tsv")
+
+
+def _write_experts(
+    network: "HyenaDNA", data: "_Data", beds: dict[str, Path], max_bases: int | None, k: int, path: Path
+) -> None:
+    from hyenadna.inference.expert_usage import expert_usage
+
+    usage = expert_usage(
+        network.eval(),
+        data.pack,
+        data.intervals,
+        length=data.length,
+        k=k,
+        regions=_regions(data, beds),
+        max_bases=max_bases,
+        batch_tokens=_BATCH_TOKENS[network.device.type],
+    )
+    usage.write(path)
+
+
+def _regions(data: "_Data", beds: dict[str, Path]) -> "dict[str, list[Interval]]":
+    from hyenadna.data.intervals import read_bed
+
+    return {name: [region.interval for region in read_bed(path, data.pack.lengths)] for name, path in beds.items()}
 
 
 def _measure(
@@ -91,12 +131,10 @@ def _measure(
     """Train the Markov models, and measure all models."""
     import torch
 
-    from hyenadna.data.intervals import read_bed
     from hyenadna.inference import markov
     from hyenadna.inference.evaluate import evaluate as measure
 
-    lengths = data.pack.lengths
-    regions = {name: [region.interval for region in read_bed(path, lengths)] for name, path in beds.items()}
+    regions = _regions(data, beds)
     baselines, chosen = markov.fit(data.pack, data.split.train, data.split.valid)
     result = measure(
         network,

@@ -69,11 +69,11 @@ class PretrainConfig:
     """Experts of a remoe block (default: those of the size, 8)."""
     active_experts: int | None = None
     """Experts that are on at the target sparsity (default: those of the size, 1)."""
-    sparsity_control: Literal["proportional", "sign"] = "proportional"
+    sparsity_control: Literal["damped", "sign"] = "damped"
     """How the penalty that switches experts off follows their sparsity: by its distance from the target, which is
-    1 - active experts / experts, or, as published, by the sign of that alone, which oscillates."""
+    1 - active experts / experts, and by its rise; or, as published, by the sign of the distance, which overshoots."""
     sparsity_factor: float = 1.2
-    """Largest factor by which the coefficient of that penalty changes in a step."""
+    """By which the coefficient of that penalty changes in a step: as a whole, or to the power of the distance."""
     sparsity_start: float = 1e-8
     """Coefficient of that penalty at first: small, so that experts learn before they are switched off."""
     max_length: int | None = None

@@ -187,7 +187,7 @@ class PretrainModule(pl.LightningModule):
         if not (math.isfinite(self.gradient_norm) and math.isfinite(nats)):
             raise NotFiniteError(self._blame(elsewhere=not math.isfinite(nats) and self._not_finite is None))
         if self.sparsity is not None:
-            found = (off / gates, without / tokens, self.sparsity.coefficient)
+            found = (off / gates, without / tokens, self.sparsity.state.coefficient)
             self.expert_metrics = dict(zip(EXPERT_METRICS, found, strict=True))
         share = cosine(
             self.step,

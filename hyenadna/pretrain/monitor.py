@@ -137,7 +137,7 @@ class Monitor(pl.Callback):
             threads=torch.get_num_threads(),
             sequences=self.corpus.sequences,
             windows=tuple(stage.windows for stage in module.warmup.stages),
-            sparsity_coefficient=None if module.sparsity is None else module.sparsity.coefficient,
+            sparsity=None if module.sparsity is None else module.sparsity.state,
         )
         self.folder.save(state, self.config.keep_last)
         self.saved_step = module.step

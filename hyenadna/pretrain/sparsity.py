@@ -10,14 +10,18 @@ experts, as in the paper; its code adds the layers up, so that lambda there is l
 of gates that are zero, over all layers, tokens, micro-batches and ranks of a step; its target is 1 - k / E. After every
 step
 
-    lambda <- lambda alpha^sign(target - S)     control "sign", as published, where equality divides
-    lambda <- lambda alpha^(target - S)         control "proportional": the nearer, the smaller the step
+    lambda <- lambda alpha^sign(target - S)                          control "sign", as published; equality divides
+    lambda <- lambda alpha^(target - S) exp(5 (S_before - S))       control "damped"
 
-Gates answer to lambda many steps late. The sign takes no notice: it passes what is needed by orders of magnitude, up
-and then down, and gates that were switched off on the way stay off, for a gate of zero has no gradient.
+Gates answer to lambda late, and then within a few steps. The sign takes no notice: it passes what is needed by orders
+of magnitude, up and then down, and gates that were switched off on the way stay off, for a gate of zero has no
+gradient. Damped, the steps become smaller towards the target, and lambda gives way at once when sparsity rises: in
+logarithms this is a controller with a proportional and an integral part, ln lambda = 5 (target - S) + ln alpha times
+the sum of (target - S), up to a constant.
 """
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +29,22 @@ from torch import Tensor
 from hyenadna.model.experts import expert_layers
 from hyenadna.model.language_model import HyenaDNA
 
-Control = Literal["proportional", "sign"]
-BOUNDS: dict[Control, tuple[float, float]] = {"proportional": (1e-8, 10.0), "sign": (1e-300, 1e300)}
+Control = Literal["damped", "sign"]
+BOUNDS: dict[Control, tuple[float, float]] = {"damped": (1e-8, 10.0), "sign": (1e-300, 1e300)}
 """Of lambda. As published there are none, but from 0 or infinity no factor leads back."""
+
+
+_DAMPING = 5.0
+"""How far lambda gives way, in nats, were sparsity to rise from 0 to 1."""
+
+
+class SparsityState(NamedTuple):
+    """What a checkpoint holds of the control."""
+
+    coefficient: float
+    """lambda of the next step."""
+    sparsity: float | None
+    """Of the last step, if there was one."""
 
 
 def balanced_l1(gates: Tensor, active_experts: int) -> Tensor:
@@ -54,7 +71,7 @@ def gate_counts(gates: Tensor) -> Tensor:
 
 
 class SparsityControl:
-    """The coefficient of the penalty, lambda, from step to step; it is all the state that there is.
+    """The coefficient of the penalty, lambda, from step to step.
 
     Parameters
     ----------
@@ -62,14 +79,18 @@ class SparsityControl:
     active_experts : int        k
     control : Control           how lambda follows from the sparsity
     factor : float              alpha
-    coefficient : float         lambda before the first step
+    coefficient : float         lambda of the first step
+
+    Attributes
+    ----------
+    state : SparsityState       all that changes from step to step
     """
 
     def __init__(
         self, *, target: float, active_experts: int, control: Control, factor: float, coefficient: float
     ) -> None:
         self.target, self.active_experts, self.control, self.factor = target, active_experts, control, factor
-        self.coefficient = coefficient
+        self.state = SparsityState(coefficient, None)
 
     @classmethod
     def of(cls, model: HyenaDNA, *, control: Control, factor: float, start: float) -> "SparsityControl | None":
@@ -81,15 +102,16 @@ class SparsityControl:
 
     def penalty(self, gates: Tensor) -> Tensor:
         """What the gates (n, T, E) of a micro-batch add to its mean loss."""
-        return self.coefficient * balanced_l1(gates, self.active_experts)
+        return self.state.coefficient * balanced_l1(gates, self.active_experts)
 
     def update(self, sparsity: float) -> None:
         """After a step of that sparsity."""
-        error = self.target - sparsity
+        error, (coefficient, before) = self.target - sparsity, self.state
         match self.control:
             case "sign":
-                self.coefficient *= self.factor if error > 0 else 1 / self.factor
-            case "proportional":
-                self.coefficient *= self.factor**error
+                coefficient *= self.factor if error > 0 else 1 / self.factor
+            case "damped":
+                rise = 0.0 if before is None else sparsity - before
+                coefficient *= self.factor**error * math.exp(-_DAMPING * rise)
         lowest, highest = BOUNDS[self.control]
-        self.coefficient = min(highest, max(lowest, self.coefficient))
+        self.state = SparsityState(min(highest, max(lowest, coefficient)), sparsity)

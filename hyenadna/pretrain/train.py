@@ -128,8 +128,8 @@ class Resume(pl.Callback):
         pl_module.model.load_state_dict(state.model)
         pl_module.optimizer_state, pl_module.step, self.monitor.best = state.optimizer, state.step, state.best
         self.monitor.saved_step = state.step
-        if pl_module.sparsity is not None and state.sparsity_coefficient is not None:
-            pl_module.sparsity.coefficient = state.sparsity_coefficient
+        if pl_module.sparsity is not None and state.sparsity is not None:
+            pl_module.sparsity.state = state.sparsity
         if trainer.is_global_zero:
             done = "; the run is complete" if state.step >= pl_module.warmup.steps else ""
             notice(f"resumed at step {state.step}{done}")
