@@ -4,6 +4,9 @@ The labels are the model's own. Of each context, M continuations of n bases are 
 mean cosine of their 4-mer counts over all pairs. Why 4: two sets of 8 continuations of 64 bases by the starter model
 agree best on the order of contexts with 4-mers (rank correlation 0.61; 0.28 with single bases, 0.54 with 6-mers, of
 which so short pieces share hardly any).
+
+With the starter model on human chr20 (1,500 contexts) the head does not beat the entropy of the next base: rank
+correlation 0.55 and 0.52 with the diversity of held-out contexts, difference 0.03 (-0.07 to 0.13).
 """
 
 import copy
@@ -71,7 +74,7 @@ class DiversityRun:
         """What was measured and where the head is; `text` is for a person."""
         text = (
             f"{self.evaluation.text()}\n\n"
-            f"head      {self.folder}\nnext      hyena generate --dynamic diversity --head {self.folder}"
+            f"head      {self.folder}\nnext      hyena generate --dynamic diversity --diversity-head {self.folder}"
         )
         return {"text": text, "head": str(self.folder), **self.description}
 
