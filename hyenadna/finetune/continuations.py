@@ -77,10 +77,11 @@ def diversity(continuations: NDArray[np.uint8], k: int) -> NDArray[np.float64]:
     unit = (counts / np.linalg.norm(counts, axis=1, keepdims=True)).reshape(B, M, -1)
     # the sum over all ordered pairs, of a continuation with itself too, is the square of the sum
     pairs = np.square(unit.sum(axis=1, dtype=np.float64)).sum(axis=1) - M
-    return np.clip(1 - pairs / (M * (M - 1)), 0.0, 1.0)
+    found: NDArray[np.float64] = np.clip(1 - pairs / (M * (M - 1)), 0.0, 1.0)
+    return found
 
 
 def _next_base(model: HyenaDNA, hidden: Tensor) -> Tensor:
-    """ln p of A, C, G, T behind hidden states (B, D), in float64."""
+    """Log-probabilities of A, C, G, T behind hidden states (B, D), in float64."""
     weight = model.output_weight[A : A + 4]
     return F.linear(hidden.to(weight.dtype), weight).double().log_softmax(dim=-1)
