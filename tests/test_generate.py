@@ -221,7 +221,7 @@ def test_prompts_are_read_as_they_are_written(models):
     [
         ({"prompt": "ACGNA"}, InputError, "the prompt has 'N' at position 4; a sequence goes on from A, C, G and T"),
         ({"prompt": "ACG-A"}, InputError, "the prompt has '-' at position 4"),
-        ({"prompt": "A" * 60, "length": 9}, SequenceTooLong, "a prompt of 60 bases and 9 more are 69; this model takes"),
+        ({"prompt": "A" * 60, "length": 9}, SequenceTooLong, "a prompt of 60 bases and 9 more are 69; this"),
         ({"length": 1000}, SequenceTooLong, "1,000 bases were asked for; this model takes up to 68"),
         ({"length": 0}, UsageError, "1 sequences of 0 bases by the seed 0; allowed are a count and a length of 1"),
         ({"count": 0}, UsageError, "0 sequences of 5 bases by the seed 0; allowed are"),
