@@ -181,6 +181,8 @@ def block_nats(levels: list[Nats]) -> Nats:
     -------
     float64 array (B, 4^k)  in alphabetical order
     """
+    if len(levels) == 1:
+        return levels[0]
     B = len(levels[0])
     joint = np.zeros((B, 1))
     for level in levels:

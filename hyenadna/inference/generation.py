@@ -1,7 +1,7 @@
 """Sequences while they are written: the loop that `hyenadna.inference.generate` starts and describes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -105,6 +105,10 @@ class Generation:
     def __next__(self) -> Piece:
         return next(self._pieces)
 
+    def close(self) -> None:
+        """End it here; what the model keeps for it is let go."""
+        self._pieces.close()
+
     @property
     def sequences(self) -> list[Generated]:
         """What is written so far."""
@@ -114,7 +118,7 @@ class Generation:
             for bases, nats, stopped in zip(self._bases, self._nats.tolist(), self._stopped, strict=True)
         ]
 
-    def _write(self) -> Iterator[Piece]:
+    def _write(self) -> Generator[Piece]:
         now, written = self._begin(), 0
         while written < self.length and len(self._rows):
             # before the first base of all stands nothing, and it is drawn alone
@@ -231,7 +235,7 @@ class Generation:
                 hidden, state = model.backbone.extend(tokens, state, ahead=max(0, ahead))
                 logits, last = model.logits(hidden[:, -1:]), hidden[:, -1]
                 scores = self._diversity(last).double().cpu().numpy()
-            nats = base_nats(logits[:, -1].cpu().numpy())
+            nats = base_nats(logits[:, -1].double().cpu().numpy())
             if self._cache is not None:
                 state = budgeted(state, self._cache)
         if not np.isfinite(nats).all():

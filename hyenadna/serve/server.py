@@ -48,6 +48,7 @@ def serve(source: str, config: ServeConfig) -> None:
             model,
             batch_tokens=config.batch_tokens or _BATCH_TOKENS[model.network.device.type],
             queue_tokens=config.queue_tokens,
+            generating_tokens=config.generating_tokens,
             wait_ms=config.wait_ms,
         )
         service = Service(model, batcher, config)
