@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hyenadna.errors import UsageError
 from hyenadna.inference.generation_config import Constraints as Constraints
-from hyenadna.inference.generation_config import Motifs, check_motif
+from hyenadna.inference.generation_config import Motifs, check_motifs
 from hyenadna.inference.motifs import automaton
 
 _MOST_BYTES = 1 << 30
@@ -72,8 +72,6 @@ class Plan:
     start = 0
 
     def __init__(self, constraints: Constraints, length: int, *, stop: Motifs = (), prompt: str = "") -> None:
-        for motif in stop:
-            check_motif("stop", motif)
         self.constraints, self.length = constraints, length
         self.automaton = automaton(
             constraints.require, constraints.forbid, stop, both_strands=constraints.both_strands, prompt=prompt
@@ -229,8 +227,10 @@ def plan(constraints: Constraints, length: int, *, stop: Motifs = (), prompt: st
 
     Raises
     ------
-    UsageError              no sequence of that length keeps to them, or it takes too much memory to know
+    UsageError              no sequence of that length keeps to them, it takes too much memory to know, or what should
+                            stop it is no motif
     """
+    check_motifs("stop", stop)
     found = Plan(constraints, length, stop=stop, prompt=prompt)
     if found.can_begin:
         return found

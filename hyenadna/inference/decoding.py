@@ -124,7 +124,8 @@ def dynamic_temperature(scores: Nats, mapping: Mapping, least: float, most: floa
         exponential        least (most / least)^s
         inverse-sigmoid    0.9 + 0.2 ln(s / (1 - s)), cut off at `least` and `most`
 
-    The three mappings are those that arXiv 2406.07850 names; it does not give their constants, which are ours.
+    The three mappings are those that arXiv 2406.07850 names; it does not give their constants, which are ours. Of the
+    entropy as the score, EDT (arXiv 2403.14541) makes a temperature by a formula of its own; here both go the same way.
     """
     match mapping:
         case "linear":

@@ -11,13 +11,12 @@ whatever the decoding, and is not scored. So what is said of a sequence is what 
 prompt what it says of both less what it says of the prompt.
 """
 
-from collections.abc import Sequence
-
 from hyenadna.data.alphabet import BASES
 from hyenadna.errors import InputError, SequenceTooLong, UsageError
 from hyenadna.inference.constraints import Constraints, plan
 from hyenadna.inference.decoding import Decoding
 from hyenadna.inference.generation import Generated, Generation, Piece, Scorer
+from hyenadna.inference.generation_config import Motifs
 from hyenadna.inference.likelihood import context_of
 from hyenadna.inference.pyramid_kv import CacheBudget
 from hyenadna.model.language_model import HyenaDNA
@@ -34,7 +33,7 @@ def generate(
     decoding: Decoding | None = None,
     seed: int = 0,
     constraints: Constraints | None = None,
-    stop: Sequence[str] = (),
+    stop: Motifs = (),
     diversity: Scorer | None = None,
     cache: CacheBudget | None = None,
 ) -> list[Generated]:
@@ -56,7 +55,7 @@ def generate(
         0 or more.
     constraints : Constraints, optional
         What every sequence keeps to.
-    stop : sequence of str
+    stop : tuple of str
         Motifs of IUPAC codes that end a sequence, wherever it keeps to its constraints by then.
     diversity : callable, optional
         The head that the temperature goes by, where decoding.dynamic is 'diversity'.
@@ -94,7 +93,7 @@ def stream(
     decoding: Decoding | None = None,
     seed: int = 0,
     constraints: Constraints | None = None,
-    stop: Sequence[str] = (),
+    stop: Motifs = (),
     diversity: Scorer | None = None,
     cache: CacheBudget | None = None,
     first_row: int = 0,
@@ -134,7 +133,7 @@ def stream(
         )
     ahead = None
     if stop or constraints not in (None, Constraints()):
-        ahead = plan(constraints or Constraints(), length, stop=tuple(stop), prompt=prompt)
+        ahead = plan(constraints or Constraints(), length, stop=stop, prompt=prompt)
     rows = range(first_row, first_row + count)
     return Generation(model, prompt, length, rows, decoding, seed, ahead, diversity, cache)
 

@@ -109,14 +109,25 @@ class Constraints:
 
     def __post_init__(self) -> None:
         for what, motifs in (("require", self.require), ("forbid", self.forbid)):
-            for motif in motifs:
-                check_motif(what, motif)
+            check_motifs(what, motifs)
         if self.gc is not None and not 0 <= self.gc[0] <= self.gc[1] <= 1:
             raise UsageError(f"gc is {self.gc[0]:g} to {self.gc[1]:g}; allowed are 0 to 1, the lower one first")
 
 
-def check_motif(what: str, motif: str) -> None:
-    """Raise UsageError unless a motif is of IUPAC codes, at least one."""
+def check_motifs(what: str, motifs: Motifs) -> None:
+    """Raise UsageError unless each motif is of IUPAC codes, at least one; and for one string, whose letters these were.
+
+    Examples
+    --------
+    >>> check_motifs("require", ("GAATTC", "CCNNGG"))
+    """
+    if isinstance(motifs, str):
+        raise UsageError(f"{what} is {motifs!r}; give a tuple of motifs: ({motifs!r},)")
+    for motif in motifs:
+        _check_motif(what, motif)
+
+
+def _check_motif(what: str, motif: str) -> None:
     wrong = next((letter for letter in motif.upper() if letter not in BASES_OF), None)
     if not motif or wrong is not None:
         found = "it is empty" if wrong is None else f"{wrong!r} is no such code"
