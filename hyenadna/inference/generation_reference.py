@@ -67,13 +67,8 @@ class Reference:
         return cls(pack, split.train, split.test, f"{origin}: {split.rule}")
 
     def windows(self, lengths: Sequence[int], random: np.random.Generator) -> list[str]:
-        """Held-out windows of these lengths, anywhere and on either strand, without any letter but A, C, G, T.
-
-        Raises
-        ------
-        InputError              there seems to be no such window
-        """
-        return [self._window(length, random) for length in lengths]
+        """Held-out windows of these lengths; as `random_windows`."""
+        return random_windows(self.pack, self.held_out, lengths, random)
 
     def markov_samples(self, lengths: Sequence[int], random: np.random.Generator) -> list[str]:
         """Sequences of these lengths from a Markov model of order 6 of the training part, both strands."""
@@ -84,22 +79,35 @@ class Reference:
         models = MarkovModels(count_both_strands((self.pack.fetch(piece) for piece in pieces[::step]), ORDER))
         return _samples(models, lengths, random)
 
-    def _window(self, length: int, random: np.random.Generator) -> str:
-        room = np.array([max(0, len(interval) - length + 1) for interval in self.held_out])
-        ends = np.cumsum(room)
-        for _ in range(_TRIES):
-            place = int(random.integers(ends[-1]))
-            number = int(np.searchsorted(ends, place, side="right"))
-            interval = self.held_out[number]
-            start = interval.start + place - int(ends[number] - room[number])
-            letters = self.pack.fetch(Interval(interval.contig, start, start + length))
-            reverse = random.integers(2) == 1
-            if (CODE_OF_BYTE[letters] != NO_BASE).all():
-                return (COMPLEMENT[letters[::-1]] if reverse else letters).tobytes().decode().upper()
-        raise InputError(
-            f"{self.pack.source}: none of {_TRIES} held-out windows of {length:,} bases is all A, C, G, T; "
-            "generate shorter sequences, or give another genome"
-        )
+
+def random_windows(
+    pack: Pack, intervals: Sequence[Interval], lengths: Sequence[int], random: np.random.Generator
+) -> list[str]:
+    """Windows of these lengths, anywhere in the intervals and on either strand, without any letter but A, C, G, T.
+
+    Raises
+    ------
+    InputError              no interval is long enough, or there seems to be no such window
+    """
+    return [_window(pack, intervals, length, random) for length in lengths]
+
+
+def _window(pack: Pack, intervals: Sequence[Interval], length: int, random: np.random.Generator) -> str:
+    room = np.array([max(0, len(interval) - length + 1) for interval in intervals])
+    ends = np.cumsum(room)
+    for _ in range(_TRIES if room.any() else 0):
+        place = int(random.integers(ends[-1]))
+        number = int(np.searchsorted(ends, place, side="right"))
+        interval = intervals[number]
+        start = interval.start + place - int(ends[number] - room[number])
+        letters = pack.fetch(Interval(interval.contig, start, start + length))
+        reverse = random.integers(2) == 1
+        if (CODE_OF_BYTE[letters] != NO_BASE).all():
+            return (COMPLEMENT[letters[::-1]] if reverse else letters).tobytes().decode().upper()
+    raise InputError(
+        f"{pack.source}: no window of {length:,} bases was found that is all A, C, G, T, in {_TRIES} tries in "
+        f"{len(intervals)} intervals; ask for shorter ones, or give another genome"
+    )
 
 
 def _samples(models: MarkovModels, lengths: Sequence[int], random: np.random.Generator) -> list[str]:
