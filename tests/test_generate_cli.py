@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+import torch
 from checkpoints import small_model
 from typer.testing import CliRunner
 
 from hyenadna import HyenaDNA
 from hyenadna.cli import main as cli
+from hyenadna.finetune.diversity_head import DiversityHead, save
 from hyenadna.inference.decoding import Decoding
 from hyenadna.inference.generate import generate
 
@@ -106,6 +108,17 @@ def test_a_budget_for_the_cache(folder):
     assert cut.exit_code == 0 and len(records(cut.stdout)[0][1]) == 40
 
 
+def test_a_diversity_head(folder, model, tmp_path):
+    torch.manual_seed(0)
+    head = DiversityHead(model.config.d_model)
+    save(head, tmp_path / "head", base=model, description={}, card="", further={}, overwrite=False)
+    ended = run("-m", folder, "--length", 20, "--dynamic", "diversity", "--diversity-head", tmp_path / "head")
+    assert ended.exit_code == 0, ended.output
+    facts, sequence = records(ended.stdout)[0]
+    wanted = generate(model, length=20, decoding=Decoding(dynamic="diversity"), diversity=head)
+    assert (facts[6], sequence) == ("dynamic:diversity", wanted[0].sequence)
+
+
 def test_dry_run(folder, tmp_path):
     ended = run("-m", folder, "--length", 20, "--count", 5, "-o", tmp_path / "a.fa", "--dry-run", "--json")
     assert ended.exit_code == 0, ended.output
@@ -137,6 +150,9 @@ def test_a_report(folder, tmp_path):
         (["--length", "9", "--gc", "0.6", "0.4"], 2, "gc is 0.6 to 0.4; allowed are 0 to 1, the lower one first"),
         (["--length", "9", "--stop", "GAX"], 2, "stop 'GAX': a motif is made of IUPAC codes"),
         (["--length", "9", "--dynamic", "entropy", "--temperature", "0.5"], 2, "temperature 0.5 is fixed and dynamic"),
+        (["--length", "9", "--dynamic", "diversity"], 2, "a head and dynamic 'diversity' need each other: give both"),
+        (["--length", "9", "--diversity-head", "x"], 2, "dynamic is None and diversity_head x; a head and dynamic"),
+        (["--length", "9", "--dynamic", "diversity", "--diversity-head", "x"], 3, "x is no diversity head: it has no"),
         (["--length", "9", "--cache-tokens", "0"], 2, "cache_tokens is 0; allowed is at least 1"),
         (["--length", "9", "--cache-bits", "4"], 2, "cache_bits 4 is of caches with a budget; give cache_tokens, too"),
         (["--length", "9", "--reference", "a.fa"], 2, "reference a.fa is for the report; name its folder by --report"),

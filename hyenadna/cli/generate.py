@@ -115,10 +115,17 @@ def _parts(config: GenerateConfig, network: "HyenaDNA", prompts: list[tuple[str,
 
     from hyenadna.inference.generate import stream
 
+    head = None
+    if config.diversity_head is not None:
+        from hyenadna.finetune.diversity_head import load
+
+        head = load(config.diversity_head, base=network)
+
     def begin(prompt: str, first: int, count: int) -> "Generation":
         return stream(
             network, prompt, length=config.length, count=count, decoding=config.decoding, seed=config.seed,
-            constraints=config.constraints, stop=config.stop, cache=_budget(config), first_row=first,
+            constraints=config.constraints, stop=config.stop, diversity=head, cache=_budget(config),
+            first_row=first,
         )  # fmt: skip
 
     begin(max((prompt for _, prompt in prompts), key=len), 0, 1)

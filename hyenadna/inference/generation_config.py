@@ -161,6 +161,8 @@ class GenerateConfig(Decoding, Constraints):
     """With the number of a sequence among those of its prompt it decides every draw."""
     side_by_side: int = 16
     """Sequences written at the same time; changes speed and memory, and results by rounding only."""
+    diversity_head: Path | None = None
+    """Of hyena finetune --objective diversity: the head that --dynamic diversity goes by."""
     cache_tokens: int | None = None
     """Tokens that a softmax layer keeps, in the mean over the layers (PyramidKV). Default: all."""
     cache_window: int = 32
@@ -183,6 +185,11 @@ class GenerateConfig(Decoding, Constraints):
                 raise UsageError(f"{name} is {value}; allowed is at least 1")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; allowed is at least 0")
+        if (self.dynamic == "diversity") != (self.diversity_head is not None):
+            raise UsageError(
+                f"dynamic is {self.dynamic!r} and diversity_head {self.diversity_head}; a head and dynamic 'diversity' "
+                "need each other: give both or none"
+            )
         if self.cache_bits is not None and self.cache_tokens is None:
             raise UsageError(f"cache_bits {self.cache_bits} is of caches with a budget; give cache_tokens, too")
         if self.reference is not None and self.report is None:
