@@ -124,7 +124,7 @@ def test_dry_run(folder, tmp_path):
     assert ended.exit_code == 0, ended.output
     plan = json.loads(ended.stdout)
     assert (plan["sequences"], plan["bases"]) == (5, 100) and plan["nt_per_s"] > 0
-    assert plan["text"].startswith("5 sequences behind 1 prompts, 100 bases at most. At ")
+    assert plan["text"].startswith("5 sequences, 100 bases at most. At ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -154,11 +154,11 @@ def _plan(config: GenerateConfig, parts: list[Part]) -> dict[str, Any]:
         if time.perf_counter() - start > _TRIED_S:
             break
     rate = bases / (time.perf_counter() - start)
-    prompts, memory = len({name for name, _, _ in parts}), peak_memory()
+    memory = peak_memory()
     sequences = len([part for part in parts if part[1] == 0]) * config.count
     total = sequences * config.length
     text = (
-        f"{sequences:,} sequences behind {prompts:,} prompts, {total:,} bases at most. At {quantity(rate)}nt/s: "
+        f"{sequences:,} sequences, {total:,} bases at most. At {quantity(rate)}nt/s: "
         f"{duration(total / rate)}, and {quantity(memory)}B of memory so far. Nothing was written"
     )
     numbers = {"sequences": sequences, "bases": total, "nt_per_s": round(rate, 1), "seconds": round(total / rate, 1)}
