@@ -27,8 +27,8 @@ class Machine:
         async with asyncio.timeout(LONG):
             return await self._started.get()
 
-    def finish(self):
-        self._permits.release()
+    def finish(self, batches=1):
+        self._permits.release(batches)
 
     async def step(self):
         """Let a batch begin and end."""

@@ -122,6 +122,7 @@ def test_contradictions_are_found_before_a_base_is_written(given, length, prompt
             {"forbid": ("GAXC",)},
             "forbid 'GAXC': a motif is made of IUPAC codes (ACGTURYSWKMBDHVN); 'X' is no such code",
         ),
+        ({"require": "GAATTC"}, "require is 'GAATTC'; give a tuple of motifs: ('GAATTC',)"),
         ({"gc": (0.6, 0.4)}, "gc is 0.6 to 0.4; allowed are 0 to 1, the lower one first"),
         ({"gc": (float("nan"), 1)}, "gc is nan to 1; allowed are 0 to 1, the lower one first"),
     ],
