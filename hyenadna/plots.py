@@ -41,6 +41,15 @@ def stacked_figure(heights: Sequence[float], width: float = 6.4, height: float =
     return drawn, list(panels[:, 0])
 
 
+def side_by_side(width: float = 9.6, height: float = 4.6) -> "tuple[Figure, list[Axes]]":
+    """An empty figure of two square panels beside each other, in inches."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    panels = drawn.subplots(1, 2)
+    return drawn, list(panels)
+
+
 def save(drawn: "Figure", path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write the figure as PNG to `path`, and the numbers that it shows beside it as TSV.
 

@@ -196,20 +196,17 @@ def _data(model: str, filter_length: int, pack: "Pack", part: Part, contigs: str
 
 def stored_split(model: str, pack: "Pack") -> "Split | None":
     """The split that the model was trained with, if it is one of this genome: same contigs, same lengths."""
-    from hyenadna.data.splits import read_splits
+    from hyenadna.data.splits import matching_split, read_splits
     from hyenadna.model.hub import find_model
 
     path = find_model(model) / "split.json"
-    known = [split for split in read_splits(path) if split.lengths == pack.lengths] if path.exists() else []
-    if not known:
-        return None
-    same = [split for split in known if split.sequence_sha256 == pack.sequence_sha256]
-    if not same:
+    split = matching_split(read_splits(path), pack) if path.exists() else None
+    if split is not None and split.sequence_sha256 != pack.sequence_sha256:
         notice(
-            f"{pack.source} has the contigs of {known[0].source}, which the model was trained on, but not its sequence "
-            f"(SHA-256 {pack.sequence_sha256[:12]}, not {known[0].sequence_sha256[:12]}): the stored split is used"
+            f"{pack.source} has the contigs of {split.source}, which the model was trained on, but not its sequence "
+            f"(SHA-256 {pack.sequence_sha256[:12]}, not {split.sequence_sha256[:12]}): the stored split is used"
         )
-    return (same or known)[0]
+    return split
 
 
 def _refuse_the_bundled(model: str, pack: "Pack") -> None:

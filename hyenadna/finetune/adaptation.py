@@ -41,8 +41,8 @@ class Adaptation:
     lora_alpha: float = 16.0
     """Weight updates of LoRA are scaled by alpha / rank."""
     lora_projections: tuple[Projection, ...] = ("in_proj", "out_proj")
-    """Which linear layers of each block LoRA updates: in_proj, out_proj of its mixer; fc1, fc2, of every expert if it has
-    experts."""
+    """Which linear layers of each block LoRA updates: in_proj, out_proj of its mixer; fc1, fc2, of every expert where
+    there are experts."""
     prompt_length: int = 32
     """Embeddings of the soft prompt, 0 to 32,768; they count against the model's context."""
     prompt_init: Literal["normal", "sequence"] = "normal"

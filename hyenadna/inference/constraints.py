@@ -23,40 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyenadna.errors import UsageError
-from hyenadna.inference.motifs import Motifs, automaton, check_motif
+from hyenadna.inference.generation_config import Constraints as Constraints
+from hyenadna.inference.generation_config import Motifs, check_motif
+from hyenadna.inference.motifs import automaton
 
 _MOST_BYTES = 1 << 30
 _GC = np.array([0, 1, 1, 0])
 _FAR = 1 << 40
 """More G and C than any sequence has: what stands for no number of them at all."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Constraints:
-    """What every generated sequence keeps to.
-
-    Raises
-    ------
-    UsageError              a motif that is empty or not of IUPAC codes, or a band that is none
-    """
-
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
-
-    require: Motifs = ()
-    """Motifs of IUPAC codes that must appear, each at least once."""
-    forbid: Motifs = ()
-    """Motifs of IUPAC codes that must not appear."""
-    gc: tuple[float, float] | None = None
-    """Least and greatest share of G and C."""
-    both_strands: bool = False
-    """Whether a motif appears on either strand rather than on the one that is written."""
-
-    def __post_init__(self) -> None:
-        for what, motifs in (("require", self.require), ("forbid", self.forbid)):
-            for motif in motifs:
-                check_motif(what, motif)
-        if self.gc is not None and not 0 <= self.gc[0] <= self.gc[1] <= 1:
-            raise UsageError(f"gc is {self.gc[0]:g} to {self.gc[1]:g}; allowed are 0 to 1, the lower one first")
 
 
 class _Levels(NamedTuple):

@@ -15,92 +15,21 @@ alone must take one, and takes the first in the order A, C, G, T. Masses are com
 does not reach. A step that is off (temperature 1, top-k 4, a mass of 1) returns its input, bit for bit.
 """
 
-import dataclasses
 import math
 from collections import defaultdict
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyenadna.data.tokenizer import A
-from hyenadna.errors import UsageError
+from hyenadna.inference.generation_config import Decoding as Decoding
+from hyenadna.inference.generation_config import Mapping as Mapping
 
 Nats = NDArray[np.float64]
-Mapping = Literal["linear", "exponential", "inverse-sigmoid"]
 
 _SLACK = 1e-12
 _MIDDLE, _STEEPNESS, _EDGE = 0.9, 0.2, 1e-6
 """Of the inverse sigmoid: the temperature at a score of 1/2, its change by a logit, how near scores come to 0 and 1."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How a base is chosen from the model's distribution; by default it is drawn from just that.
-
-    Raises
-    ------
-    UsageError              a value that its field does not allow, or two that exclude each other
-    """
-
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
-
-    temperature: float = 1.0
-    """Divides log-probabilities: under 1 likely bases become likelier, and 0 is greedy, always the likeliest base."""
-    top_k: int = 4
-    """Only the so many likeliest bases."""
-    top_p: float = 1.0
-    """Only the likeliest bases that together have this probability."""
-    typical_p: float = 1.0
-    """Only the bases whose surprisal is nearest to the entropy, that together have this probability."""
-    typical_kmer: int = 1
-    """Bases, 1 to 4, that are judged and drawn together by --typical-p: all 4^k blocks are evaluated."""
-    repetition_penalty: float = 0.0
-    """Nats taken from a base for each time that the k-mer which it would complete was written before."""
-    repetition_kmer: int = 12
-    """Bases of the k-mers that --repetition-penalty counts, 2 to 31; those of the prompt count as well."""
-    dynamic: Literal["entropy", "diversity"] | None = None
-    """Temperature by the context: by its next-base entropy over ln 4 or the score of a diversity head, both 0 to 1."""
-    mapping: Mapping = "linear"
-    """From that number to the temperature."""
-    min_temperature: float = 0.5
-    """Lowest dynamic temperature."""
-    max_temperature: float = 1.3
-    """Highest dynamic temperature."""
-
-    def __post_init__(self) -> None:
-        for name, least, most in (
-            ("temperature", 0, 100), ("top_k", 1, 4), ("top_p", 1e-6, 1), ("typical_p", 1e-6, 1),
-            ("typical_kmer", 1, 4), ("repetition_penalty", 0, 100), ("repetition_kmer", 2, 31),
-            ("min_temperature", 0.01, 100), ("max_temperature", 0.01, 100),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(f"{name} is {getattr(self, name)}; allowed are {least:g} to {most:g}")
-        if self.min_temperature > self.max_temperature:
-            raise UsageError(
-                f"min_temperature {self.min_temperature:g} is above max_temperature {self.max_temperature:g}; "
-                "exchange them"
-            )
-        if self.dynamic is not None and self.temperature != 1:
-            raise UsageError(
-                f"temperature {self.temperature:g} is fixed and dynamic {self.dynamic!r} is not; leave out one of them"
-            )
-        if self.typical_kmer > 1 and self.typical_p == 1:
-            raise UsageError(
-                f"typical_kmer {self.typical_kmer} does nothing while typical_p is 1; give a typical_p like 0.9"
-            )
-
-    @property
-    def method(self) -> str:
-        """What differs from the defaults, in one word for a FASTA header: 'ancestral' if nothing does."""
-        if self.temperature == 0:
-            return "greedy"
-        changed = [
-            f"{field.name}:{getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        return ",".join(changed) or "ancestral"
 
 
 def base_nats(logits: NDArray[np.floating]) -> Nats:
@@ -252,6 +181,8 @@ def block_nats(levels: list[Nats]) -> Nats:
     -------
     float64 array (B, 4^k)  in alphabetical order
     """
+    if len(levels) == 1:
+        return levels[0]
     B = len(levels[0])
     joint = np.zeros((B, 1))
     for level in levels:

@@ -17,9 +17,12 @@ from hyenadna.data.alphabet import BASES
 from hyenadna.errors import InputError, SequenceTooLong, UsageError
 from hyenadna.inference.constraints import Constraints, plan
 from hyenadna.inference.decoding import Decoding
-from hyenadna.inference.generation import Generated, Generation, Scorer
+from hyenadna.inference.generation import Generated, Generation, Piece, Scorer
 from hyenadna.inference.likelihood import context_of
+from hyenadna.inference.pyramid_kv import CacheBudget
 from hyenadna.model.language_model import HyenaDNA
+
+__all__ = ["Generated", "Generation", "Piece", "Scorer", "checked_prompt", "generate", "stream"]
 
 
 def generate(
@@ -33,6 +36,7 @@ def generate(
     constraints: Constraints | None = None,
     stop: Sequence[str] = (),
     diversity: Scorer | None = None,
+    cache: CacheBudget | None = None,
 ) -> list[Generated]:
     """Sequences that a model writes, behind a prompt or from nothing.
 
@@ -56,6 +60,9 @@ def generate(
         Motifs of IUPAC codes that end a sequence, wherever it keeps to its constraints by then.
     diversity : callable, optional
         The head that the temperature goes by, where decoding.dynamic is 'diversity'.
+    cache : CacheBudget, optional
+        What the softmax layers keep of the prompt and of what is written; the log-likelihood is then of such a model.
+        Default: everything.
 
     Returns
     -------
@@ -64,14 +71,14 @@ def generate(
     Raises
     ------
     UsageError              numbers that are not allowed, constraints that contradict each other, a motif that is none,
-                            or no head where one is needed
+                            no head where one is needed, or a cache budget for a model without softmax layers
     InputError              the prompt has a letter that is not A, C, G or T
     SequenceTooLong         prompt and length are more than the model's context
     NotFiniteError          the model gives something that is not a number
     """
     generation = stream(
         model, prompt, length=length, count=count, decoding=decoding, seed=seed, constraints=constraints, stop=stop,
-        diversity=diversity,
+        diversity=diversity, cache=cache,
     )  # fmt: skip
     for _ in generation:
         pass
@@ -89,6 +96,7 @@ def stream(
     constraints: Constraints | None = None,
     stop: Sequence[str] = (),
     diversity: Scorer | None = None,
+    cache: CacheBudget | None = None,
     first_row: int = 0,
 ) -> "Generation":
     """The same sequences base by base, as they are written; what is wrong with the arguments is found at once.
@@ -120,11 +128,15 @@ def stream(
     decoding = decoding or Decoding()
     if (decoding.dynamic == "diversity") != (diversity is not None):
         raise UsageError("a diversity head and dynamic 'diversity' need each other; give both or none")
+    if cache is not None and "S" not in model.config.layers:
+        raise UsageError(
+            f"a cache budget is for softmax layers, and this model's are {model.config.layers}; leave it out"
+        )
     ahead = None
     if stop or constraints not in (None, Constraints()):
         ahead = plan(constraints or Constraints(), length, stop=tuple(stop), prompt=prompt)
     rows = range(first_row, first_row + count)
-    return Generation(model, prompt, length, rows, decoding, seed, ahead, diversity)
+    return Generation(model, prompt, length, rows, decoding, seed, ahead, diversity, cache)
 
 
 def checked_prompt(prompt: str) -> str:

@@ -24,6 +24,7 @@ from hyenadna.inference.decoding import (
     typical,
 )
 from hyenadna.inference.likelihood import not_finite
+from hyenadna.inference.pyramid_kv import CacheBudget, compress, keep_within
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.state import State
 
@@ -80,9 +81,10 @@ class Generation:
         seed: int,
         ahead: Plan | None,
         diversity: Scorer | None,
+        cache: CacheBudget | None,
     ) -> None:
         self.model, self.prompt, self.length, self.seed = model, prompt, length, seed
-        self._decoding, self._plan, self._diversity = decoding, ahead, diversity
+        self._decoding, self._plan, self._diversity, self._cache = decoding, ahead, diversity, cache
         self._draws = _Draws(seed, rows)
         self._kmers: WrittenKmers | None = None
         if decoding.repetition_penalty:
@@ -223,7 +225,7 @@ class Generation:
 
     def _read(self, tokens: Tensor, state: State | None, *, ahead: int = 0) -> "_Distributions":
         """What the model says behind tokens (B, m) that follow a state."""
-        model = self.model
+        model, budgeted = self.model, compress if state is None else keep_within
         with torch.inference_mode():
             tokens = tokens.to(model.device)
             if self._diversity is None:
@@ -234,6 +236,8 @@ class Generation:
                 logits, last = model.logits(hidden[:, -1:]), hidden[:, -1]
                 scores = self._diversity(last).double().cpu().numpy()
             nats = base_nats(logits[:, -1].double().cpu().numpy())
+            if self._cache is not None:
+                state = budgeted(state, self._cache)
         if not np.isfinite(nats).all():
             raise not_finite(state.length)
         return _Distributions(nats, state, scores)

@@ -11,13 +11,9 @@ from numpy.typing import NDArray
 
 from hyenadna.data.alphabet import BASES, reverse_complement
 from hyenadna.errors import UsageError
+from hyenadna.inference.generation_config import BASES_OF, Motifs
 
-_BASES_OF = {
-    "A": "A", "C": "C", "G": "G", "T": "T", "U": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT", "K": "GT", "M": "AC",
-    "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "N": "ACGT",
-}  # fmt: skip
 _MOST_STATES = 1 << 14
-Motifs = tuple[str, ...]
 
 
 class Automaton(NamedTuple):
@@ -29,14 +25,6 @@ class Automaton(NamedTuple):
     """(S,): whether all required motifs were met."""
     stops: NDArray[np.bool_]
     """(S, 4): whether that completes a stop motif."""
-
-
-def check_motif(what: str, motif: str) -> None:
-    """Raise UsageError unless a motif is of IUPAC codes, at least one."""
-    wrong = next((letter for letter in motif.upper() if letter not in _BASES_OF), None)
-    if not motif or wrong is not None:
-        found = "it is empty" if wrong is None else f"{wrong!r} is no such code"
-        raise UsageError(f"{what} {motif!r}: a motif is made of IUPAC codes ({''.join(_BASES_OF)}); {found}")
 
 
 def automaton(
@@ -110,7 +98,7 @@ class _MotifBits:
     def _add(self, motif: str) -> tuple[int, int]:
         first = self._size
         for place, letter in enumerate(motif, first):
-            for base in _BASES_OF[letter]:
+            for base in BASES_OF[letter]:
                 self._fits[BASES.index(base)] |= 1 << place
         self._size, self.longest = first + len(motif), max(self.longest, len(motif))
         last = 1 << self._size - 1

@@ -11,7 +11,8 @@ Size = Literal[
 ]  # fmt: skip
 """The published models, and hybrids of our own, which are no one's published weights."""
 
-_LAYER_LETTERS = "HLS"
+MIXERS = {"H": "Hyena", "L": "Lightning Attention-2", "S": "softmax attention"}
+"""The mixers by their letters."""
 _LARGEST_BASE = 1e12
 _LIMITS = {"d_model": 65_536, "d_inner": 1 << 20, "filter_length": 1 << 26, "filter_order": 65_536, "emb_dim": 1025}
 
@@ -77,8 +78,10 @@ class HyenaConfig:
             value = getattr(self, field.name)
             if field.type is int and not 0 < value <= _LIMITS.get(field.name, 1024):
                 raise UsageError(f"{field.name} is {value}; allowed are 1 to {_LIMITS.get(field.name, 1024)}")
-        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(_LAYER_LETTERS):
-            raise UsageError(f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {_LAYER_LETTERS!r}")
+        if not self.layers or len(self.layers) > 1024 or set(self.layers) - set(MIXERS):
+            raise UsageError(
+                f"layers is {self.layers[:80]!r}; allowed are 1 to 1024 letters out of {''.join(MIXERS)!r}"
+            )
         if self.emb_dim < 3 or self.emb_dim % 2 == 0:
             raise UsageError(f"emb_dim is {self.emb_dim}; it must be odd and at least 3")
         for name in ("embed_dropout", "resid_dropout"):

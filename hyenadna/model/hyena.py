@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from hyenadna.errors import UsageError
 from hyenadna.kernels.fft_conv import fft_conv, fft_conv_spectrum, transform_of
+from hyenadna.kernels.online_conv import Filters, OnlineConv
 from hyenadna.kernels.short_conv import gated_short_conv
-from hyenadna.kernels.working_set import Workspace, channels_at_once
+from hyenadna.kernels.working_set import Workspace, channels_at_once, rows_at_once
 from hyenadna.model.filter import HyenaFilter
 from hyenadna.model.packed_linear import DenseLinear, Linear
 from hyenadna.model.spectra import KeptSpectra
@@ -25,31 +27,34 @@ class HyenaState:
     tail: Tensor
     """(3, B, D, M - 1): the end of the projection, behind zeros if that is shorter, which the short filter still sees.
     """
-    past: Tensor | None
-    """(B, D, n): the long convolution's inputs u of all tokens so far; None in a state that cannot be extended."""
-    carried: Tensor
-    """(B, D, r): what they add to the long convolution at the next r positions,
-    c[d, t] = sum over s < n of h[d, n + t - s] u[d, s]."""
+    conv: OnlineConv
+    """The long convolution of the inputs u of all tokens so far."""
+    goes_on: bool = True
+    """Whether all inputs are known, or only what they carry."""
+    short: tuple[Tensor, Tensor] | None = None
+    """The short filters' taps (M, 1, 3, D) and biases (3, D), as one-token steps take them."""
 
     @property
     def rows(self) -> int:
         """B."""
-        return self.tail.shape[1]
+        return int(self.tail.shape[1])
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return self.tail.nbytes + self.carried.nbytes + (0 if self.past is None else self.past.nbytes)
+        short = () if self.short is None else self.short
+        return self.conv.nbytes + sum(int(x.nbytes) for x in (self.tail, *short))
 
     def repeat(self, n: int) -> "HyenaState":
-        """A copy with each row n times."""
+        """A branch with each row n times; what is never written is shared with this one where its rows are the same."""
+        if n == 1:
+            return HyenaState(self.tail, self.conv.branch(), self.goes_on, self.short)
         return self.select(torch.arange(self.rows).repeat_interleave(n))
 
     def select(self, rows: Tensor) -> "HyenaState":
-        """A copy of some rows."""
+        """A branch of some rows."""
         rows = rows.to(self.tail.device)
-        past = None if self.past is None else self.past[rows]
-        return HyenaState(self.tail[:, rows], past, self.carried[rows])
+        return HyenaState(self.tail[:, rows], self.conv.branch(rows), self.goes_on, self.short)
 
 
 def item_by_item(prefixes: Sequence[State | None], which: Tensor, L: int) -> State | None:
@@ -73,13 +78,14 @@ def item_by_item(prefixes: Sequence[State | None], which: Tensor, L: int) -> Sta
         return None
     layers = []
     for number, like in enumerate(cast(tuple[HyenaState, ...], some[0].layers)):
-        none = HyenaState(torch.zeros_like(like.tail), None, torch.zeros_like(like.carried[..., :1]))
+        nothing = torch.zeros_like(cast(Tensor, like.conv.carried)[..., :1])
+        none = HyenaState(torch.zeros_like(like.tail), OnlineConv((), nothing))
         states = [none if prefix is None else cast(HyenaState, prefix.layers[number]) for prefix in prefixes]
         tails = torch.cat([state.tail for state in states], dim=1)
         # behind the items of a shorter prefix there are pads only
-        reached = [state.carried[..., :L] for state in states]
+        reached = [cast(Tensor, state.conv.carried)[..., :L] for state in states]
         carried = torch.cat([F.pad(part, (0, L - part.shape[-1])) for part in reached])
-        layers.append(HyenaState(tails[:, which], None, carried[which]))
+        layers.append(HyenaState(tails[:, which], OnlineConv((), carried[which]), goes_on=False))
     # how many tokens stand before an item was looked at when its own prefix was made
     return State(tuple(layers), 0)
 
@@ -134,22 +140,90 @@ class HyenaOperator(nn.Module):
         -------
         Tensor (B, m, D) before the output projection, HyenaState
         """
-        B, m, _ = x.shape
-        M = self.short_filter.kernel_size[0]
-        projected = self.in_proj.columns(x.reshape(B * m, -1)).view(3, self.d_model, B, m).transpose(1, 2)
+        if state is not None and not state.goes_on:
+            raise UsageError("a state that was joined item by item cannot be extended")
+        if torch.is_grad_enabled():
+            return self._extend_with_gradients(x, state, ahead)
+        if state is None:
+            return self._begin(x, ahead)
+        if x.shape[1] == 1:
+            return self._step(x, state, ahead)
+        projected = self._columns(x)
         u, gate = self._gated(projected, slice(None), state)
-        past, seen = u, projected
+        state.tail = self._tail(projected, state)
+        return state.conv.extend(u, gate, self._filters(), ahead=ahead).transpose(1, 2), state
+
+    def _extend_with_gradients(self, x: Tensor, state: HyenaState | None, ahead: int) -> tuple[Tensor, HyenaState]:
+        """As `extend`; writes nowhere, and makes what is carried anew at every call."""
+        m, projected = x.shape[1], self._columns(x)
+        u, gate = self._gated(projected, slice(None), state)
+        past = [u] if state is None else [*state.conv.inputs(u.dtype), u]
+        n = sum(part.shape[-1] for part in past)
+        ahead, filters = min(ahead, self.filter_fn.length - n), self._filters()
+        y = fft_conv(F.pad(u.to(filters.skip.dtype), (0, ahead)), self.filter_fn(m + ahead), filters.skip)
         if state is not None:
-            if state.past is None:
-                raise UsageError("a state that was joined item by item cannot be extended")
-            past, seen = torch.cat([state.past, u], dim=-1), torch.cat([state.tail, projected], dim=-1)
-        n = past.shape[-1]
-        ahead = min(ahead, self.filter_fn.length - n)
-        y = fft_conv(F.pad(past, (0, ahead)), self.filter_fn(n + ahead), self.filter_fn.bias.to(self.filter_fn.dtype))
-        tail = F.pad(seen[..., max(0, seen.shape[-1] - M + 1) :], (max(0, M - 1 - seen.shape[-1]), 0))
-        mixed = (y[..., n - m : n] * gate).transpose(1, 2)
+            y = y + self._carried(state, m + ahead)
+        mixed = (y[..., :m] * gate).to(gate.dtype).transpose(1, 2)
         # a copy, so that the positions before need not be kept
-        return mixed, HyenaState(tail, past, y[..., n:].contiguous())
+        return mixed, HyenaState(self._tail(projected, state), OnlineConv(past, y[..., m:].contiguous()))
+
+    def _begin(self, x: Tensor, ahead: int) -> tuple[Tensor, HyenaState]:
+        """As `extend` at the beginning, without gradients: one transform gives the positions and what they carry."""
+        B, m, D = x.shape
+        filters, ahead = self._filters(), min(ahead, self.filter_fn.length - m)
+        projected = self._projected(x.reshape(B * m, D).split(rows_at_once(x.device)), B * m, Workspace())
+        projected = projected.view(3, D, B, m)
+        tail, (weight, bias) = self._tail(projected.transpose(1, 2), None), self._short_filters()
+        transform = transform_of(m + ahead, filters.skip)
+        spectra, group = filters.spectra(transform), channels_at_once(x.device, B * transform.size)
+        past, carried = projected.new_empty(B, D, m), filters.skip.new_empty(B, D, ahead)
+        room = projected.new_zeros(2, min(group, D), B, m + ahead)
+        room[1, ..., m:] = 1  # what is carried is not gated
+        for first in range(0, D, group):
+            channels = slice(first, first + group)
+            source = projected[:, channels].transpose(1, 2)  # (3, B, D', m)
+            u, gate = room[:, : source.shape[2]].transpose(1, 2)
+            gated_short_conv(source, weight[:, channels], bias[:, channels], out=(u[..., :m], gate[..., :m]))
+            past[:, channels] = u[..., :m]
+            u, gate = u.to(carried.dtype), gate.to(carried.dtype)
+            y = fft_conv_spectrum(u, spectra(channels), filters.skip[channels], None, gate, transform)
+            # what the gate was made from is not needed any more
+            source[0], carried[:, channels] = y[..., :m], y[..., m:]
+        mixed = projected[0].view(D, B * m).T.view(B, m, D)
+        return mixed, HyenaState(tail, OnlineConv([past], carried if ahead else None))
+
+    def _step(self, x: Tensor, state: HyenaState, ahead: int) -> tuple[Tensor, HyenaState]:
+        """As `extend` of one token, without gradients, in few calls."""
+        B, _, D = x.shape
+        projected = self.in_proj(x.reshape(B, D)).view(1, B, 3, D)
+        seen = torch.cat((state.tail.permute(3, 1, 0, 2), projected))  # (M, B, 3, D)
+        if state.short is None:
+            weight, bias = self._short_filters()
+            dtype = self.filter_fn.dtype
+            # contiguous along D: a product with the parameter as it lies takes ten times as long
+            taps = weight.permute(2, 0, 1)[:, None].to(dtype, copy=True, memory_format=torch.contiguous_format)
+            state.short = taps, bias.to(dtype)
+        taps, bias = state.short
+        gate, x1, v = (seen * taps).sum(0).add_(bias).unbind(1)
+        state.tail = seen[1:].permute(2, 1, 3, 0)
+        # rounded where the whole forward pass rounds
+        u, gate = (x1 * v).to(seen.dtype), gate.to(seen.dtype)
+        return state.conv.step(u, gate, self._filters(), ahead=ahead).to(seen.dtype)[:, None], state
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """The projection of x (B, m, D): (3, B, D, m)."""
+        B, m, D = x.shape
+        return self.in_proj.columns(x.reshape(B * m, D)).view(3, D, B, m).transpose(1, 2)
+
+    def _tail(self, projected: Tensor, state: HyenaState | None) -> Tensor:
+        """The last M - 1 columns so far, in memory (M - 1, B, 3, D)."""
+        seen = self.short_filter.kernel_size[0] - 1
+        newest = projected[..., max(0, projected.shape[-1] - seen) :]
+        if state is None:
+            newest = F.pad(newest, (seen - newest.shape[-1], 0))
+        else:
+            newest = torch.cat([state.tail[..., newest.shape[-1] :], newest], dim=-1)
+        return newest.permute(3, 1, 0, 2).clone(memory_format=torch.contiguous_format).permute(2, 1, 3, 0)
 
     def _mix_with_gradients(self, rows: Tensor, B: int, L: int, state: HyenaState | None) -> Tensor:
         projected = self.in_proj.columns(rows).view(3, self.d_model, B, L).transpose(1, 2)
@@ -215,11 +289,11 @@ class HyenaOperator(nn.Module):
 
     def _carried(self, state: HyenaState, L: int) -> Tensor:
         """What the tokens so far add to the long convolution at the next L positions, (rows, D, L)."""
-        if state.carried.shape[-1] >= L or state.past is None:
-            return state.carried[..., :L]
-        n, h = state.past.shape[-1], self.filter_fn.dtype
-        skip = torch.zeros(self.d_model, dtype=h, device=state.past.device)
-        return fft_conv(F.pad(state.past, (0, L)), self.filter_fn(n + L), skip)[..., n:]
+        return cast(Tensor, state.conv.left(L, self._filters()))  # there is a token
+
+    def _filters(self) -> Filters:
+        skip = self.filter_fn.bias.to(self.filter_fn.dtype)
+        return Filters(self.filter_fn, partial(self.spectra.of, self.filter_fn), skip, self.filter_fn.length)
 
     def _short_filters(self) -> tuple[Tensor, Tensor]:
         """The taps (3, D, M) and biases (3, D) of x0, x1 and v."""

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from hyenadna.model.backbone import Backbone
 from hyenadna.model.config import HyenaConfig, Quantization
 from hyenadna.model.packed_linear import Linear
 from hyenadna.model.state import State
+
+if TYPE_CHECKING:
+    from hyenadna.inference.generation import Generated
 
 QUANTIZED = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
 """The layers of a block whose weights a quantised model packs, the last two of every expert if the block has experts.
@@ -217,6 +220,12 @@ class HyenaDNA(nn.Module):
         from hyenadna.model.checkpoint import load  # checkpoint builds on this module
 
         return load(source, **options)
+
+    def generate(self, prompt: str = "", *, length: int, **options: Any) -> "list[Generated]":
+        """Sequences that the model writes behind a prompt or from nothing; see `hyenadna.inference.generate`."""
+        from hyenadna.inference.generate import generate  # what the model is used for builds on it
+
+        return generate(self, prompt, length=length, **options)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the model folder; see `hyenadna.model.checkpoint.save`."""
