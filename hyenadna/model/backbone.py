@@ -84,22 +84,31 @@ class Block(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         """(B, m, D) after this block, or as it was where nothing goes on from it, and the state behind it."""
         mixed, state = self.mixer.extend(_normed(self.norm1, x), state, ahead=ahead)  # type: ignore[arg-type]
-        if goes_on:
+        if goes_on and torch.is_grad_enabled():
             x = x + cast(Tensor, self.dropout(self.mixer.out_proj(mixed)))
             x = x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
+        elif goes_on:
+            x = self._onwards(x.flatten(0, 1), mixed.flatten(0, 1)).view_as(x)
         return x, state
 
     def _by_rows(self, x: Tensor, workspace: Workspace | None, state: LayerState | None) -> Tensor:
         """The same without gradients, some positions at a time wherever positions do not depend on each other."""
         B, L, _ = x.shape
-        rows, size = x.reshape(B * L, -1), rows_at_once(x.device)
-        blocks = (_normed(self.norm1, part) for part in rows.split(size))
+        rows = x.reshape(B * L, -1)
+        blocks = (_normed(self.norm1, part) for part in rows.split(rows_at_once(x.device)))
         mixed = self.mixer.mix(blocks, B, L, workspace, state)  # type: ignore[arg-type]
+        return self._onwards(rows, mixed.T).view_as(x)
+
+    def _onwards(self, rows: Tensor, mixed: Tensor, out: Tensor | None = None) -> Tensor:
+        """What follows the mixer, without gradients: the stream and what is mixed, (n, D) each -> (n, D)."""
+        size = rows_at_once(rows.device)
+        if len(rows) <= size:
+            stream = rows + self.dropout(self.mixer.out_proj(mixed))
+            return torch.add(stream, self.dropout(self.mlp(_normed(self.norm2, stream))), out=out)
         out = torch.empty_like(rows)
-        for x_part, y_part, out_part in zip(rows.split(size), mixed.T.split(size), out.split(size), strict=True):
-            stream = x_part + self.dropout(self.mixer.out_proj(y_part))
-            torch.add(stream, self.dropout(self.mlp(_normed(self.norm2, stream))), out=out_part)
-        return out.view_as(x)
+        for parts in zip(rows.split(size), mixed.split(size), out.split(size), strict=True):
+            self._onwards(*parts)
+        return out
 
 
 class Backbone(nn.Module):
@@ -142,10 +151,9 @@ class Backbone(nn.Module):
         if state is not None:
             state.check(B, m, self.longest)
             before = state if state.rows == B else state.repeat(B)
+            state.spent = True  # from here on, also if this fails halfway
         x = _stream(self.dropout(self.embeddings["word_embeddings"](tokens.long())))
         x, after = self._through(x, before, ahead, to_the_end=True)
-        if state is not None:
-            state.spent = True
         return _normed(self.ln_f, x), after
 
     def prefix(self, embeddings: Tensor, L: int) -> State:

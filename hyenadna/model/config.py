@@ -11,6 +11,8 @@ Size = Literal[
 ]  # fmt: skip
 """The published models, and hybrids of our own, which are no one's published weights."""
 
+Slopes = Literal["context", "alibi", "linear"]
+FeedForward = Literal["mlp", "remoe"]
 MIXERS = {"H": "Hyena", "L": "Lightning Attention-2", "S": "softmax attention"}
 """The mixers by their letters."""
 _LARGEST_BASE = 1e12
@@ -40,9 +42,9 @@ class HyenaConfig:
     """Heads of keys and values in S mixers, each shared by heads / kv_heads heads."""
     rotary_base: float = 10_000.0
     """Base of the rotary positions of S mixers: the slowest wave turns once in about 2 pi times so many tokens."""
-    slopes: Literal["context", "alibi", "linear"] = "context"
+    slopes: Slopes = "context"
     """Decays of the heads of L mixers: from 2 bp to the whole context, or as two families of published models."""
-    feed_forward: Literal["mlp", "remoe"] = "mlp"
+    feed_forward: FeedForward = "mlp"
     """The feed-forward part of each block: one network, or experts that a ReLU router switches on."""
     experts: int = 8
     """Experts of a remoe block."""
@@ -88,6 +90,9 @@ class HyenaConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 up to but not including 1")
 
+        for name, kind in (("slopes", Slopes), ("feed_forward", FeedForward)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(get_args(kind))}")
         self._check_mixers()
         if self.feed_forward == "remoe" and (self.active_experts > self.experts or self.d_inner % self.active_experts):
             raise UsageError(

@@ -22,7 +22,10 @@ from hyenadna.model.state import State
 
 @dataclasses.dataclass(eq=False)
 class HyenaState:
-    """What the tokens so far leave to one Hyena operator."""
+    """What the tokens so far leave to one Hyena operator; `OnlineConv` says what that takes of memory.
+
+    The spectra of the filters are the model's, which keeps them for all its states.
+    """
 
     tail: Tensor
     """(3, B, D, M - 1): the end of the projection, behind zeros if that is shorter, which the short filter still sees.
