@@ -49,7 +49,7 @@ def test_of_a_server(tmp_path):
     token = tmp_path / "token"
     token.write_bytes(TOKEN)
     token.chmod(0o600)
-    with serving("--token-file", str(token)) as server:
+    with serving("--token-file", str(token), "--max-generate", "2000") as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=SHOWN)
         assert ask_everything(schema, examples=100) == TASKS - {"/v1/predict"} | STATE
         assert server.end() == 143
