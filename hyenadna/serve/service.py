@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from hyenadna.errors import HyenaError, InputError, UsageError
+from hyenadna.inference.generation import Piece
 from hyenadna.serve.admission import DeadlineExceeded, QueueFull
 from hyenadna.serve.batcher import Batcher
 from hyenadna.serve.config import ServeConfig
@@ -166,7 +167,7 @@ class Service:
         answer = await self._unless_left(request, self._whole(job, seconds, per_base))
         if answer is None:
             return Response(status_code=LEFT)
-        return Response(await asyncio.to_thread(encoded, answer), media_type="application/json")
+        return Response(answer, media_type="application/json")
 
     def finished(self, exchange: Exchange) -> None:
         """The request's answer is sent, or nobody waits for it."""
@@ -216,10 +217,13 @@ class Service:
             self.check_ready()
             raise
 
-    async def _whole(self, job: GenerateJob, seconds: float, per_base: bool) -> dict[str, Any]:
+    async def _whole(self, job: GenerateJob, seconds: float, per_base: bool) -> str:
         with self.batcher.writing(job, deadline=seconds) as writing:
             await writing.end(seconds)
-            return self._written(writing, seconds, per_base)
+            _check_written(writing, seconds)
+            # the unit in work may still add to it
+            pieces = writing.pieces.copy()
+        return await asyncio.to_thread(self._text, job, pieces, per_base)
 
     async def _events(self, job: GenerateJob, seconds: float, per_base: bool) -> AsyncGenerator[str, None]:
         """A comment once it is taken on, then the bases as they come, and at the end the whole as without a stream."""
@@ -234,23 +238,35 @@ class Service:
                     yield event("bases", encoded({"pieces": by_row(new)})) if new else ALIVE
                     # so that there are not more events than anybody can see
                     await writing.end(_EVENT_S)
-                answer = self._written(writing, seconds, per_base)
-            yield event("done", await asyncio.to_thread(encoded, answer))
+                _check_written(writing, seconds)
+                pieces = writing.pieces[:sent]
+            yield event("done", await asyncio.to_thread(self._text, job, pieces, per_base))
 
-    def _written(self, writing: Writing, seconds: float, per_base: bool) -> dict[str, Any]:
-        """The answer, of what was written."""
-        error, job = writing.error, writing.job
-        if isinstance(error, UsageError | InputError):
-            raise Refusal(422, str(error)) from error
-        if error is not None:
-            # what another exception says is not for clients
-            raise Refusal(500, str(error) if isinstance(error, HyenaError) else "the model failed") from error
-        if not writing.is_whole and not writing.is_late:
-            raise HyenaError("the server's model stopped; it must be started again")
-        if not writing.pieces:
-            raise DeadlineExceeded(f"not a base was written within {seconds:g} s; allow more time, or come again later")
-        found = items(job, writing.pieces, per_base=per_base)
-        return {"model": self.model.name, "seed": job.seed, "items": found}
+    def _text(self, job: GenerateJob, pieces: list[Piece], per_base: bool) -> str:
+        """The answer as JSON."""
+        found = items(job, pieces, per_base=per_base)
+        return encoded({"model": self.model.name, "seed": job.seed, "items": found})
+
+
+def _check_written(writing: Writing, seconds: float) -> None:
+    """Whether there is an answer, of all that was asked for or of what there was time for.
+
+    Raises
+    ------
+    Refusal                 it failed
+    DeadlineExceeded        there was no time for a single base
+    HyenaError              nothing computes any more
+    """
+    error = writing.error
+    if isinstance(error, UsageError | InputError):
+        raise Refusal(422, str(error)) from error
+    if error is not None:
+        # what another exception says is not for clients
+        raise Refusal(500, str(error) if isinstance(error, HyenaError) else "the model failed") from error
+    if not writing.is_whole and not writing.is_late:
+        raise HyenaError("the server's model stopped; it must be started again")
+    if not writing.pieces:
+        raise DeadlineExceeded(f"not a base was written within {seconds:g} s; allow more time, or come again later")
 
 
 def encoded(value: Any) -> str:
