@@ -64,7 +64,7 @@ def application(service: Service, token: bytes | None) -> Asgi:
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(Exception, _defect)
-    computing = _routes_of_tasks(app, service)
+    computing = _routes_of_tasks(app, service) | _route_of_generation(app, service)
     _routes_of_state(app, service)
     _routes_of_page(app)
     app.openapi = lambda: openapi(app, service, is_locked=token is not None)  # type: ignore[method-assign]
@@ -75,7 +75,7 @@ def application(service: Service, token: bytes | None) -> Asgi:
 
 
 def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
-    """Add what computes; returns the paths."""
+    """Add what reads sequences; returns the paths."""
 
     async def likelihood(body: schemas.LikelihoodRequest, request: Request) -> Response:
         """How likely sequences are to the model, and each of their bases."""
@@ -97,6 +97,29 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
         """The effect of every single-base change, as a log-likelihood ratio."""
         return await answer(request, body, SubstitutionsJob, strand=body.strand)
 
+    async def answer(request: Request, body: schemas.Request, kind: Callable[..., Job], **options: Any) -> Response:
+        sequences = body.named_sequences()
+        service.check_sequences(sequences)
+        try:
+            job = kind(model=service.model, sequences=sequences, **options)
+        except UsageError as error:
+            raise Refusal(422, str(error)) from error
+        return await service.answer(request, job, body.timeout_s)
+
+    tasks: dict[str, tuple[Callable[..., Any], type[schemas.Answer]]] = {
+        "/v1/likelihood": (likelihood, schemas.LikelihoodAnswer),
+        "/v1/embed": (embed, schemas.EmbedAnswer),
+        "/v1/predict": (predict, schemas.PredictAnswer),
+        "/v1/substitutions": (substitutions, schemas.SubstitutionsAnswer),
+    }
+    for path, (task, model) in tasks.items():
+        app.add_api_route(path, task, methods=["POST"], response_model=model, responses=_refusals(*_REFUSALS))
+    return frozenset(tasks)
+
+
+def _route_of_generation(app: FastAPI, service: Service) -> frozenset[str]:
+    """Add what writes sequences; returns its path."""
+
     async def generate(body: schemas.GenerateRequest, request: Request) -> Response:
         """Sequences that the model writes, each going on from the prompt."""
         service.check_prompt(body.prompt, body.count)
@@ -115,31 +138,15 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
             raise Refusal(422, str(error)) from error
         return await service.generate(request, job, body.timeout_s, per_base=body.per_base, stream=body.stream)
 
-    async def answer(request: Request, body: schemas.Request, kind: Callable[..., Job], **options: Any) -> Response:
-        sequences = body.named_sequences()
-        service.check_sequences(sequences)
-        try:
-            job = kind(model=service.model, sequences=sequences, **options)
-        except UsageError as error:
-            raise Refusal(422, str(error)) from error
-        return await service.answer(request, job, body.timeout_s)
-
-    tasks: dict[str, tuple[Callable[..., Any], type[schemas.Answer]]] = {
-        "/v1/likelihood": (likelihood, schemas.LikelihoodAnswer),
-        "/v1/embed": (embed, schemas.EmbedAnswer),
-        "/v1/predict": (predict, schemas.PredictAnswer),
-        "/v1/substitutions": (substitutions, schemas.SubstitutionsAnswer),
-    }
-    for path, (task, model) in tasks.items():
-        app.add_api_route(path, task, methods=["POST"], response_model=model, responses=_refusals(*_REFUSALS))
+    path = "/v1/generate"
     app.add_api_route(
-        "/v1/generate",
+        path,
         generate,
         methods=["POST"],
         response_model=schemas.GenerateAnswer,
         responses=_refusals(*_REFUSALS) | {200: {"content": {"text/event-stream": _EVENTS}}},
     )
-    return frozenset(tasks) | {"/v1/generate"}
+    return frozenset({path})
 
 
 def _routes_of_state(app: FastAPI, service: Service) -> None:
