@@ -115,9 +115,11 @@ class HyenaDNA(nn.Module):
         SequenceTooLong                 more tokens in all than config.filter_length
         InputError                      not a batch of sequences, or one without tokens
         ShapeError, a ValueError        the state is neither of one row nor of B
-        UsageError                      the state is spent
+        UsageError                      the state is spent, or ahead is under 0
         """
         self._check(tokens)
+        if ahead < 0:
+            raise UsageError(f"ahead is {ahead}; allowed are 0 tokens and more")
         hidden, after = self.backbone.extend(tokens, state, ahead=ahead)
         return self.logits(hidden), after
 
