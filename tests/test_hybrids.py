@@ -171,9 +171,9 @@ class TestStates:
             model.extend(letters(2, 1), state, ahead=-1)
         with pytest.raises(UsageError, match="was to be repeated 0 times"):
             state.repeat(0)
-        for rows in ([2], [-1], []):
-            with pytest.raises(UsageError, match="of a state of 2; give some of 0 to rows - 1"):
-                state.select(torch.tensor(rows, dtype=torch.long))
+        for rows, dtype in (([2], torch.int64), ([-1], torch.int64), ([], torch.int64), ([1, 0], torch.uint8)):
+            with pytest.raises(UsageError, match=r"of a state of 2; give some of 0 to 1 as torch\.int64"):
+                state.select(torch.tensor(rows, dtype=dtype))
         assert model.extend(letters(2, 8), state)[1].length == CONTEXT  # after all that was refused
 
     @torch.no_grad()
