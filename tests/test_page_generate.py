@@ -110,7 +110,7 @@ def test_failures_are_told_in_a_line(tab, server) -> None:
 
     assert told("ACGNT") == "“N” at position 4: a generation goes on from A, C, G and T alone."
     assert told(">x\nAC\n>y\nGT") == "There are 2 sequences; a generation goes on from one."
-    assert told(length=1024) == "“Length” takes a number from 1 to 1,023, without a fraction."
+    assert told(length=1025) == "“Length” takes a number from 1 to 1,024, without a fraction."
     assert told(length=60, top_p=0) == "“Top-p” takes a number from 0.000001 to 1." and focused(tab) == "generate-top_p"
     assert not server.requests
     error = {"error": {"code": "queue_full", "message": "generations of 9 tokens are under way already"}}

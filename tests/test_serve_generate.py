@@ -115,7 +115,10 @@ class TestAnswers:
         (example,) = schema["examples"]
         assert app.post("generate", example).status_code == 200
         limits = {name: schema["properties"][name].get("maximum") for name in ("length", "count")}
-        assert limits == {"length": app.service.model.context - 1, "count": 1024}
+        assert limits == {"length": app.service.model.context, "count": 1024}
+        assert schema["properties"]["prompt"]["maxLength"] == app.service.model.context - 1
+        for given in ({"length": 62}, {"prompt": 61 * "A", "length": 1}, {"prompt": f" {61 * 'a'}\n", "length": 1}):
+            assert app.post("generate", given).status_code == 200
         content = described["paths"]["/v1/generate"]["post"]["responses"]["200"]["content"]
         assert content.keys() == {"application/json", "text/event-stream"}
         assert [name for name, _ in events(content["text/event-stream"]["example"])] == ["bases", "done"]

@@ -49,11 +49,12 @@ class GenerateJob:
     def __init__(
         self, model: ServedModel, prompt: str, *, length: int, count: int, decoding: Decoding, seed: int
     ) -> None:
+        prompt = checked_prompt(prompt)
         if len(prompt) + length > model.context:
             raise SequenceTooLong(
                 f"a prompt of {len(prompt):,} bases and {length:,} more; this model takes {model.context:,} at once"
             )
-        self.prompt, self.length, self.count, self.seed = checked_prompt(prompt), length, count, seed
+        self.prompt, self.length, self.count, self.seed = prompt, length, count, seed
         # blocks of bases are tried out side by side
         rows = count * 4 ** (decoding.typical_kmer - 1)
         self.tokens = rows * (len(prompt) + length)

@@ -12,7 +12,7 @@ const field = (name) => document.getElementById(`generate-${name}`);
 
 /** The fields, as far as the server lets them go. */
 export function bound({ context }, limits) {
-  field("length").max = context - 1;
+  field("length").max = context;
   field("count").max = limits.sequences;
 }
 
