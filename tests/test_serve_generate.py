@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from asking import TOKEN, Application, leaving, refused, served
-from batching import LIMITS, LONG
+from batching import LIMITS, LONG, pass_time
 
 from hyenadna.errors import NotFiniteError
 from hyenadna.inference.decoding import Decoding
@@ -313,7 +313,10 @@ class TestWhileItWrites:
         async def run():
             app = Live(model, monkeypatch)
             app.permits.release(2)
-            got = await app.client(ONE | {"stream": streamed, "timeout_s": 0.1})
+            got = await app.client(ONE | {"stream": streamed, "timeout_s": 9})
+            while app.batcher.stats.generated < 2:
+                await asyncio.sleep(0)
+            pass_time(9)
             text = await text_of(got)
             (item,) = (events(text)[-1][1] if streamed else json.loads(text))["items"]
             assert item["stopped"] == "deadline" and item["sequence"] == "AA" and item["nats"] == -2
