@@ -166,7 +166,8 @@ class TestRefusals:
         app = Application(model, max_generate=99, max_bases=20)
         match = r"5 times a prompt of 8 bases and 12 more are 100 tokens, at most 99 are taken \(--max-generate\)"
         refused(app.post("generate", BODY | {"count": 5}), 413, "too_large", match)
-        refused(app.post("generate", BODY | {"typical_p": 0.9, "typical_kmer": 3}), 413, "too_large", "--max-generate")
+        match = "2 times a prompt of 8 bases and 12 more, 16 times for its typical_kmer, are 640 tokens, at most 99"
+        refused(app.post("generate", BODY | {"typical_p": 0.9, "typical_kmer": 3}), 413, "too_large", match)
         refused(app.post("generate", BODY | {"prompt": "A" * 21}), 413, "too_large", "--max-bases")
         assert app.post("generate", BODY | {"count": 4}).status_code == 200
         assert app.ask("GET", "/v1/models").json()["limits"]["generate_tokens"] == 99

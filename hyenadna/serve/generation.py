@@ -36,6 +36,7 @@ class GenerateJob:
 
     Attributes
     ----------
+    blocks : int            of bases that are tried out side by side for each sequence
     tokens : int            that the model keeps in memory while it writes, at most
     step_cost, cost : int   tokens that could be read in the time that a step, and all of it, take, about
     is_over : bool          whether there is nothing left to write
@@ -55,8 +56,8 @@ class GenerateJob:
                 f"a prompt of {len(prompt):,} bases and {length:,} more; this model takes {model.context:,} at once"
             )
         self.prompt, self.length, self.count, self.seed = prompt, length, count, seed
-        # blocks of bases are tried out side by side
-        rows = count * 4 ** (decoding.typical_kmer - 1)
+        self.blocks = 4 ** (decoding.typical_kmer - 1)
+        rows = count * self.blocks
         self.tokens = rows * (len(prompt) + length)
         self.step_cost = model.batch_overhead + rows
         self.cost = len(prompt) + length * self.step_cost

@@ -154,11 +154,11 @@ class Service:
         exchange: Exchange = request.scope["exchange"]
         exchange.tokens = tokens
         if tokens > most:
+            blocks = f", {job.blocks} times for its typical_kmer," if job.blocks > 1 else ""
             raise Refusal(
                 413,
-                f"{job.count:,} times a prompt of {len(job.prompt):,} bases and {job.length:,} "
-                f"more are {tokens:,} tokens, at most {most:,} are taken (--max-generate); ask for fewer or shorter "
-                "sequences",
+                f"{job.count:,} times a prompt of {len(job.prompt):,} bases and {job.length:,} more{blocks} are "
+                f"{tokens:,} tokens, at most {most:,} are taken (--max-generate); ask for fewer or shorter sequences",
             )
         self._accept(exchange)
         seconds = self._seconds(timeout_s)
