@@ -99,9 +99,9 @@ class Constraints:
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
     require: Motifs = ()
-    """Motifs of IUPAC codes that must appear, each at least once."""
+    """Motifs of IUPAC codes that must appear, each at least once; one that begins in the prompt counts."""
     forbid: Motifs = ()
-    """Motifs of IUPAC codes that must not appear."""
+    """Motifs of IUPAC codes that must not appear, not even begun in the prompt."""
     gc: tuple[float, float] | None = None
     """Least and greatest share of G and C."""
     both_strands: bool = False
@@ -158,7 +158,7 @@ class GenerateConfig(Decoding, Constraints):
     stop: Motifs = ()
     """Motifs of IUPAC codes that end a sequence, where it keeps to its constraints by then."""
     seed: int = 0
-    """With the number of a sequence among those of its prompt it decides every draw."""
+    """Decides every draw, with the prompt and the number of the sequence behind it."""
     side_by_side: int = 16
     """Sequences written at the same time; changes speed and memory, and results by rounding only."""
     diversity_head: Path | None = None
