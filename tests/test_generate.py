@@ -169,6 +169,23 @@ def test_sequences_come_as_often_as_the_model_says(k):
     assert chisquare([counts[text] for text in wanted], list(wanted.values())).pvalue > 1e-3
 
 
+def test_typical_samples_are_as_surprising_as_the_model_expects():
+    model = MarkovModel()
+    entropy = -(model.p * np.log(model.p)).sum(axis=1)
+
+    def gap(**decoding):
+        """Mean surprisal of what is written less the entropy of what it was drawn from, in nats."""
+        found = generate(model, "A", length=40, count=100, decoding=Decoding(**decoding))
+        contexts = ["ACGT".index(base) for one in found for base in "A" + one.sequence[:-1]]
+        return -sum(one.nats for one in found) / len(contexts) - entropy[contexts].mean()
+
+    for mass in (0.2, 0.5):
+        assert gap(top_p=mass) < gap(typical_p=mass) - 0.05 < 0
+    assert abs(gap(typical_p=0.5, typical_kmer=3)) < abs(gap(typical_p=0.5)) / 2
+    # so much of four bases is mostly the same ones by either rule
+    assert gap(top_p=0.9) == gap(typical_p=0.9)
+
+
 def test_required_motifs_may_come_to_stand_anywhere():
     found = generate(MarkovModel(flat=True), length=30, count=600, constraints=Constraints(require=("GATTACA",)))
     starts = [one.sequence.index("GATTACA") for one in found]
