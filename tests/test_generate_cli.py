@@ -179,7 +179,7 @@ def test_one_thread_writes_unless_told_otherwise(folder, monkeypatch):
         (["--length", "9", "--dynamic", "diversity", "--diversity-head", "x"], 3, "x is no diversity head: it has no"),
         (["--length", "9", "--cache-tokens", "0"], 2, "cache_tokens is 0; allowed is at least 1"),
         (["--length", "9", "--cache-bits", "4"], 2, "cache_bits 4 does nothing without cache_tokens; give that"),
-        (["--length", "9", "--mapping", "exponential"], 2, "mapping exponential does nothing without dynamic; give that"),
+        (["--length", "9", "--mapping", "exponential"], 2, "mapping exponential does nothing without dynamic;"),
         (["--length", "9", "--both-strands"], 2, "both_strands does nothing without require or forbid; give a motif"),
         (["--length", "9", "--out", ".", "--overwrite"], 2, "-o . is a folder; name a file in it"),
         (["--length", "9", "--reference", "a.fa"], 2, "reference a.fa is for the report; name its folder by --report"),
