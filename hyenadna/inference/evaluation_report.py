@@ -12,7 +12,8 @@ from hyenadna.inference.bootstrap import Estimate
 from hyenadna.inference.evaluation import Comparison, ContextBin, Evaluation
 
 FILES = (
-    "evaluation.json", "experts.tsv", "models.png", "models.tsv", "context.png", "context.tsv", "annotations.png", "annotations.tsv",
+    "evaluation.json", "experts.tsv", "models.png", "models.tsv", "context.png", "context.tsv", "annotations.png",
+    "annotations.tsv",
 )  # fmt: skip
 """What `write` may write."""
 
