@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import zlib
 from collections import Counter
 from types import SimpleNamespace
 
@@ -61,9 +62,14 @@ def probabilities(model, text):
         return model(tokens).logits[0, -1, 7:11].softmax(dim=-1).numpy()
 
 
+def uniform(seed, row, prompt, n):
+    """What a row draws by: numbers of its own behind every prompt."""
+    return np.random.default_rng((seed, row, zlib.crc32(prompt.encode()))).random(n)
+
+
 def recomputed(model, prompt, length, row, *, seed, decoded=lambda p: p):
     """A sequence of one row and its log-likelihood, without any state."""
-    draws, text, nats = np.random.default_rng((seed, row)).random(length), prompt, 0.0
+    draws, text, nats = uniform(seed, row, prompt, length), prompt, 0.0
     for u in draws:
         p = probabilities(model, text) if text else np.full(4, 0.25)
         q = decoded(p) if text else p
@@ -89,14 +95,14 @@ def test_the_same_as_recomputing_everything(models, pattern):
         for row, one in enumerate(found):
             sequence, nats = recomputed(model, prompt, 11, row, seed=7, decoded=decoded)
             assert one.sequence == sequence and one.nats == pytest.approx(nats, rel=1e-9)
-            assert (one.bases, one.seed, one.stopped) == (11 if prompt else 10, 7, "length")
+            assert (one.scored, one.seed, one.stopped) == (11 if prompt else 10, 7, "length")
 
 
 def test_typical_blocks_are_those_of_enumeration(models):
     model, k, mass = models["HSL"], 2, 0.6
     found = generate(model, PROMPT, length=7, decoding=Decoding(typical_p=mass, typical_kmer=k), seed=3)
     for row, one in enumerate(found):
-        text, draws = PROMPT, iter(np.random.default_rng((3, row)).random(7))
+        text, draws = PROMPT, iter(uniform(3, row, PROMPT, 7))
         while len(text) < len(PROMPT) + 7:
             size = min(k, len(PROMPT) + 7 - len(text))
             blocks = ["".join(block) for block in itertools.product("ACGT", repeat=size)]
@@ -130,7 +136,7 @@ def test_the_likelihood_is_that_of_likelihoods(models):
     model = models["HSL"]
     for one in generate(model, length=20, count=2, decoding=Decoding(top_k=2)):
         scored = likelihoods(model, [one.sequence], dtype=torch.float64)[0]
-        assert (one.nats, one.bases) == (pytest.approx(scored.nats, rel=1e-9), scored.scored)
+        assert (one.nats, one.scored) == (pytest.approx(scored.nats, rel=1e-9), scored.scored)
     for one in generate(model, PROMPT, length=20, decoding=Decoding(temperature=0)):
         both, before = likelihoods(model, [PROMPT + one.sequence, PROMPT], dtype=torch.float64)
         assert one.nats == pytest.approx(both.nats - before.nats, rel=1e-9)
@@ -139,7 +145,16 @@ def test_the_likelihood_is_that_of_likelihoods(models):
 def test_without_a_prompt_the_first_base_is_any():
     found = generate(MarkovModel(), length=1, count=400, decoding=Decoding(temperature=0))
     assert chisquare(list(Counter(one.sequence for one in found).values())).pvalue > 1e-3
-    assert {(one.nats, one.bases) for one in found} == {(0.0, 0)}
+    assert {(one.nats, one.scored) for one in found} == {(0.0, 0)}
+
+
+def test_draws_behind_one_prompt_say_nothing_of_those_behind_another():
+    model = MarkovModel(flat=True)
+    texts = [generate(model, prompt, length=2000)[0].sequence for prompt in ("A", "C", "AC", "")]
+    for one, other in itertools.combinations(texts, 2):
+        # of equal bases 500 are expected, and the deviation is 19.4
+        assert sum(a == b for a, b in zip(one, other, strict=True)) < 600
+    assert texts[0] == generate(model, "a", length=2000, count=2)[0].sequence
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -152,6 +167,23 @@ def test_sequences_come_as_often_as_the_model_says(k):
         wanted["".join("ACGT"[b] for b in block)] = n * math.prod(model.p[a, b] for a, b in zip((2, *block), block))  # noqa: B905
     assert min(wanted.values()) > 1
     assert chisquare([counts[text] for text in wanted], list(wanted.values())).pvalue > 1e-3
+
+
+def test_typical_samples_are_as_surprising_as_the_model_expects():
+    model = MarkovModel()
+    entropy = -(model.p * np.log(model.p)).sum(axis=1)
+
+    def gap(**decoding):
+        """Mean surprisal of what is written less the entropy of what it was drawn from, in nats."""
+        found = generate(model, "A", length=40, count=100, decoding=Decoding(**decoding))
+        contexts = ["ACGT".index(base) for one in found for base in "A" + one.sequence[:-1]]
+        return -sum(one.nats for one in found) / len(contexts) - entropy[contexts].mean()
+
+    for mass in (0.2, 0.5):
+        assert gap(top_p=mass) < gap(typical_p=mass) - 0.05 < 0
+    assert abs(gap(typical_p=0.5, typical_kmer=3)) < abs(gap(typical_p=0.5)) / 2
+    # so much of four bases is mostly the same ones by either rule
+    assert gap(top_p=0.9) == gap(typical_p=0.9)
 
 
 def test_required_motifs_may_come_to_stand_anywhere():
@@ -169,7 +201,8 @@ def test_constraints_hold_under_every_decoding():
     ):  # fmt: skip
         found = generate(MarkovModel(), "TTTAG", length=41, count=3, decoding=decoding, constraints=constraints)
         for text in (one.sequence for one in found):
-            assert "GAATTC" in text and re.search("CC..GG", text) and not re.search("TA|GGG|CCC", "G" + text)
+            behind = "G" + text  # what begins in the prompt counts
+            assert "GAATTC" in behind and re.search("CC..GG", behind) and not re.search("TA|GGG|CCC", behind)
             assert 0.45 <= sum(base in "GC" for base in text) / len(text) <= 0.55
             assert len(text) == 41
 
@@ -182,7 +215,7 @@ def test_a_stop_motif_ends_a_sequence(decoding):
         text = "TG" + full.sequence
         ends = [found.end(1) for found in re.finditer("(?=(GAC|CC[CT]))", text)]
         assert one.sequence == text[2 : ends[0] if ends else None]
-        assert one.stopped == ("stop" if ends else "length") and one.bases == len(one.sequence)
+        assert one.stopped == ("stop" if ends else "length") and one.scored == len(one.sequence)
     assert {one.stopped for one in cut} == {"stop", "length"} or all(one.stopped == "stop" for one in cut)
 
 

@@ -1,6 +1,7 @@
 """`hyena generate` as users call it."""
 
 import json
+import math
 import re
 
 import pytest
@@ -15,7 +16,7 @@ from hyenadna.inference.decoding import Decoding
 from hyenadna.inference.generate import generate
 
 HEADER = re.compile(
-    r">(\S+) seed=(\d+) row=(\d+) nats=(\S+) bases=(\d+) nats_per_base=(\S+) method=(\S+) ended=(length|stop)"
+    r">(\S+) seed=(\d+) row=(\d+) nats=(\S+) scored=(\d+) bits_per_base=(\S+) method=(\S+) stopped=(length|stop)"
 )
 
 
@@ -52,9 +53,10 @@ def test_from_nothing_to_stdout(folder, model):
         assert sequence == one.sequence
         assert facts[:3] == (f"generated_{row + 1}", "5", str(row)) and facts[4] == "99"
         assert float(facts[3]) == pytest.approx(one.nats, abs=1e-4)
-        assert float(facts[5]) == pytest.approx(one.nats / 99, abs=1e-5)
+        assert float(facts[5]) == pytest.approx(-one.nats / 99 / math.log(2), abs=1e-5)
         assert facts[6:] == ("ancestral", "length")
-    assert "3 sequences, 300 bases; " in ended.stderr and " nats per base; " in ended.stderr
+    mean = -sum(one.nats for one in wanted) / 297 / math.log(2)
+    assert f"3 sequences, 300 bases of {mean:.4f} bits per base; " in ended.stderr
 
 
 def test_behind_the_prompts_of_a_file(folder, model, tmp_path):
@@ -64,7 +66,7 @@ def test_behind_the_prompts_of_a_file(folder, model, tmp_path):
     options = ("--length", 12, "--count", 3, "--side-by-side", 2, "--top-p", 0.9, "--repetition-penalty", 1)
     ended = run("-m", folder, "--prompt", prompts, *options, "-o", out)
     assert ended.exit_code == 0, ended.output
-    assert re.fullmatch(r"\S+out\.fa: 6 sequences, 72 bases; -\d\.\d{4} nats per base; \d+ s, .*nt/s\n", ended.stdout)
+    assert re.fullmatch(r"\S+out\.fa: 6 sequences, 72 bases of \d\.\d{4} bits per base; \d+ s, .*nt/s\n", ended.stdout)
     found, decoding = records(out.read_text()), Decoding(top_p=0.9, repetition_penalty=1)
     assert [facts[0] for facts, _ in found] == ["one_1", "one_2", "one_3", "two_1", "two_2", "two_3"]
     wanted = [
@@ -95,8 +97,8 @@ def test_constraints_stop_motifs_and_json(folder):
         text = one["sequence"]
         assert "GAATTC" in text and "TGCA" in text and "TATA" not in text
         assert 0.4 <= sum(base in "GC" for base in text) / len(text) <= 0.6
-        assert (one["ended"], one["bases"]) == ("length" if len(text) == 60 else "stop", len(text))
-        assert one["ended"] == "length" or text[-2:] in ("AA", "CC")
+        assert (one["stopped"], one["scored"]) == ("length" if len(text) == 60 else "stop", len(text))
+        assert one["stopped"] == "length" or text[-2:] in ("AA", "CC")
         assert (one["id"], one["row"]) == (f"generated_{number + 1}", number)
 
 
@@ -129,10 +131,32 @@ def test_dry_run(folder, tmp_path):
 
 
 def test_a_report(folder, tmp_path):
-    ended = run("-m", folder, "--length", 30, "--count", 2, "--report", tmp_path / "report", "--json")
+    given = ("-m", folder, "--count", 2, "--report", tmp_path / "report", "--json")
+    ended = run(*given, "--length", 30)
     assert ended.exit_code == 0, ended.output
     assert json.loads(ended.stdout)["report"]["generated"]["lengths"] == [30, 30]
     assert (tmp_path / "report" / "generation.json").is_file()
+    again = run(*given, "--length", 1)
+    assert again.exit_code == 2 and "report holds a report already (generation.json); --overwrite" in again.stderr
+    again = run(*given, "--length", 1, "--overwrite")
+    assert again.exit_code == 0 and json.loads(again.stdout)["sequences"][0]["bits_per_base"] is None
+
+
+def test_a_reference_is_looked_at_before_anything_is_written(folder, tmp_path):
+    (tmp_path / "small.fa").write_text(">chr1\n" + "ACGTTGCA" * 20 + "\n")
+    given = ("-m", folder, "--length", 120, "--report", tmp_path / "report", "--reference")
+    for reference, said in (("none.fa", "none.fa cannot be read"), ("small.fa", "small.fa")):
+        ended = run(*given, tmp_path / reference)
+        assert ended.exit_code == 3 and said in ended.stderr and ended.stdout == ""
+
+
+def test_one_thread_writes_unless_told_otherwise(folder, monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr("hyenadna.machine.available_cpus", lambda: 7)
+    for arguments in ((), ("--threads", "3")):
+        assert CliRunner().invoke(cli.app, ["generate", "-m", str(folder), "--length", "9", *arguments]).exit_code == 0
+    assert given == [7, 1, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +178,10 @@ def test_a_report(folder, tmp_path):
         (["--length", "9", "--diversity-head", "x"], 2, "dynamic is None and diversity_head x; a head and dynamic"),
         (["--length", "9", "--dynamic", "diversity", "--diversity-head", "x"], 3, "x is no diversity head: it has no"),
         (["--length", "9", "--cache-tokens", "0"], 2, "cache_tokens is 0; allowed is at least 1"),
-        (["--length", "9", "--cache-bits", "4"], 2, "cache_bits 4 is of caches with a budget; give cache_tokens, too"),
+        (["--length", "9", "--cache-bits", "4"], 2, "cache_bits 4 does nothing without cache_tokens; give that"),
+        (["--length", "9", "--mapping", "exponential"], 2, "mapping exponential does nothing without dynamic;"),
+        (["--length", "9", "--both-strands"], 2, "both_strands does nothing without require or forbid; give a motif"),
+        (["--length", "9", "--out", ".", "--overwrite"], 2, "-o . is a folder; name a file in it"),
         (["--length", "9", "--reference", "a.fa"], 2, "reference a.fa is for the report; name its folder by --report"),
     ],
 )  # fmt: skip

@@ -71,8 +71,9 @@ def test_all_of_it(tab, server) -> None:
     header, *lines = tab.evaluate("copied").split(">")[2].splitlines()
     assert "".join(lines) == other["sequence"]
     facts = dict(part.split("=") for part in header.split()[1:])
-    assert facts | {"nats": 0, "nats_per_base": 0} == {"seed": "4", "row": "1", "bases": "60", "nats": 0,
-        "nats_per_base": 0, "method": "temperature:0.5", "ended": "length"}  # fmt: skip
+    assert facts | {"nats": 0, "bits_per_base": 0} == {"seed": "4", "row": "1", "scored": "60", "nats": 0,
+        "bits_per_base": 0, "method": "temperature:0.5", "stopped": "length"}  # fmt: skip
+    assert float(facts["bits_per_base"]) == pytest.approx(other["bits_per_base"], abs=1e-6)
     assert float(facts["nats"]) == pytest.approx(other["nats"], abs=1e-6)
     assert tab.evaluate("curl.textContent").startswith("curl -sSN ")
     tab.evaluate("copied = null, document.getElementById('copy-link').click()")

@@ -130,7 +130,7 @@ class TestAnswers:
             assert schema[name].get("default") == value
             for bound in ("minimum", "maximum"):
                 if bound in schema[name] and name not in ("min_temperature", "max_temperature", "typical_kmer"):
-                    Decoding(**{name: schema[name][bound]})
+                    Decoding(**{"repetition_penalty": 1, name: schema[name][bound]})
 
 
 class TestRefusals:

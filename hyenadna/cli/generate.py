@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,14 +18,18 @@ from hyenadna.inference.generation_config import GenerateConfig
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
-    from hyenadna.inference.generate import Generated, Generation
+    from hyenadna.inference.generate import Generated, Generation, Piece
     from hyenadna.inference.pyramid_kv import CacheBudget
     from hyenadna.model.language_model import HyenaDNA
 
 _LINE = 80
 _TRIED_S = 2.0
 
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT, and an earlier report.")]
+_Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads. Default: to write 1, to read prompts and for the report all there are."),
+]
 
 
 @takes_config(GenerateConfig)
@@ -32,29 +37,34 @@ def generate(
     config: GenerateConfig,
     *,
     device: options.Device = "auto",
-    threads: options.Threads = None,
+    threads: _Threads = None,
     overwrite: _Overwrite = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Sequences that a model writes, as FASTA. Example: hyena generate --prompt my.fa --length 500 --count 8 -o new.fa
 
-    Headers hold seed and row, the log-likelihood of what was written in nats and per base, the method, and what ended
-    the sequence.
+    Headers hold seed and row, the log-likelihood of what was written in nats, of how many bases it is, and in bits per
+    base, the method, and what stopped the sequence.
     """
-    if config.out != "-" and Path(config.out).exists() and not overwrite:
-        raise UsageError(f"-o {config.out} exists; give another name, or --overwrite to replace it")
+    _check_places(config, overwrite=overwrite)
     prompts = _prompts(config)
-    network = _network(config.model, device, threads)
+    network = _network(config.model, device)
     parts = list(_parts(config, network, prompts))
+    if config.reference is not None:
+        from hyenadna.inference.generation_report import reference_of
+
+        # what is wrong with it is said before anything is written; a stop motif may leave sequences of any length
+        reference_of(config.reference, _folder(config.model), 1 if config.stop else config.length)
     if dry_run:
-        plan = _plan(config, parts)
+        plan = _plan(config, parts, threads)
         typer.echo(json.dumps(plan, indent=2) if as_json else plan["text"])
         return
     start = time.perf_counter()
-    written = _written(config, parts, quiet_stdout=as_json)
+    written = _written(config, parts, threads, quiet_stdout=as_json)
     result = _result(config, network, written, time.perf_counter() - start)
     if config.report is not None:
+        _use_threads(threads)
         result |= _report(config, network, [one for _, _, one in written])
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -62,6 +72,23 @@ def generate(
         typer.echo(result["text"])
     else:
         notice(result["text"])
+
+
+def _check_places(config: GenerateConfig, *, overwrite: bool) -> None:
+    out = Path(config.out)
+    if config.out != "-" and out.is_dir():
+        raise UsageError(f"-o {config.out} is a folder; name a file in it")
+    if config.out != "-" and out.exists() and not overwrite:
+        raise UsageError(f"-o {config.out} exists; give another name, or --overwrite to replace it")
+    if config.report is None:
+        return
+    from hyenadna.inference.generation_report_files import FILES
+
+    if config.report.exists() and not config.report.is_dir():
+        raise UsageError(f"--report {config.report} is a file; give a folder")
+    there = [name for name in FILES if (config.report / name).exists()]
+    if there and not overwrite:
+        raise UsageError(f"{config.report} holds a report already ({there[0]}); --overwrite replaces it")
 
 
 Part = tuple[str, int, Callable[[], "Generation"]]
@@ -97,13 +124,10 @@ def _prompts(config: GenerateConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _network(model: str, device: str, threads: int | None) -> "HyenaDNA":
-    import torch
-
-    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
+def _network(model: str, device: str) -> "HyenaDNA":
+    from hyenadna.machine import keep_freed_memory, torch_device
     from hyenadna.model.language_model import HyenaDNA
 
-    torch.set_num_threads(threads or available_cpus())
     keep_freed_memory()
     network: HyenaDNA = HyenaDNA.from_pretrained(model, device=torch_device(device))
     return network
@@ -144,13 +168,13 @@ def _budget(config: GenerateConfig) -> "CacheBudget | None":
     )
 
 
-def _plan(config: GenerateConfig, parts: list[Part]) -> dict[str, Any]:
+def _plan(config: GenerateConfig, parts: list[Part], threads: int | None) -> dict[str, Any]:
     """Write for some seconds, and say what the whole would take."""
     from hyenadna.machine import peak_memory
     from hyenadna.progress import duration, quantity
 
     start, bases = time.perf_counter(), 0
-    for bases, _ in enumerate(parts[0][2](), 1):  # noqa: B007
+    for bases, _ in enumerate(_pieces(parts[0][2](), threads), 1):  # noqa: B007
         if time.perf_counter() - start > _TRIED_S:
             break
     rate = bases / (time.perf_counter() - start)
@@ -165,7 +189,26 @@ def _plan(config: GenerateConfig, parts: list[Part]) -> dict[str, Any]:
     return numbers | {"memory_bytes": memory, "text": text}
 
 
-def _written(config: GenerateConfig, parts: list[Part], *, quiet_stdout: bool) -> list[Written]:
+def _pieces(generation: "Generation", threads: int | None) -> Iterator["Piece"]:
+    """The bases as they are written, by as many threads as suit: what one base takes is too little to be shared."""
+    import torch
+
+    _use_threads(threads)
+    for number, piece in enumerate(generation):
+        if not number:  # the prompt is read
+            torch.set_num_threads(threads or 1)
+        yield piece
+
+
+def _use_threads(threads: int | None) -> None:
+    import torch
+
+    from hyenadna.machine import available_cpus
+
+    torch.set_num_threads(threads or available_cpus())
+
+
+def _written(config: GenerateConfig, parts: list[Part], threads: int | None, *, quiet_stdout: bool) -> list[Written]:
     """Write everything, and give it back."""
     from hyenadna.files import atomic_write
     from hyenadna.progress import progress
@@ -180,7 +223,7 @@ def _written(config: GenerateConfig, parts: list[Part], *, quiet_stdout: bool) -
         job = stack.enter_context(progress("generating", total))
         for name, first, begin in parts:
             generation, since = begin(), 0
-            for since, _ in enumerate(generation, 1):
+            for since, _ in enumerate(_pieces(generation, threads), 1):
                 if since % 64 == 0:
                     job.advance(64)
             job.advance(len(generation.sequences) * config.length - since // 64 * 64)
@@ -199,10 +242,10 @@ def _record(config: GenerateConfig, name: str, row: int, one: "Generated") -> st
 
 
 def _facts(config: GenerateConfig, row: int, one: "Generated") -> dict[str, Any]:
-    per_base = round(one.nats / one.bases, 6) if one.bases else None
     return {
-        "seed": one.seed, "row": row, "nats": round(one.nats, 6), "bases": one.bases, "nats_per_base": per_base,
-        "method": config.decoding.method, "ended": one.stopped,
+        "seed": one.seed, "row": row, "nats": round(one.nats, 6), "scored": one.scored,
+        "bits_per_base": round(one.bits_per_base, 6) if one.scored else None,
+        "method": config.decoding.method, "stopped": one.stopped,
     }  # fmt: skip
 
 
@@ -212,9 +255,11 @@ def _result(config: GenerateConfig, network: "HyenaDNA", written: list[Written],
     from hyenadna.progress import duration, quantity
 
     bases = sum(len(one.sequence) for _, _, one in written)
-    scored, nats = sum(one.bases for _, _, one in written), sum(one.nats for _, _, one in written)
-    rate = f"{duration(seconds)}, {quantity(bases / seconds)}nt/s"
-    text = f"{len(written):,} sequences, {bases:,} bases; {nats / max(1, scored):.4f} nats per base; {rate}"
+    scored, nats = sum(one.scored for _, _, one in written), sum(one.nats for _, _, one in written)
+    likelihood = f" of {-nats / scored / math.log(2):.4f} bits per base" if scored else ""
+    text = (
+        f"{len(written):,} sequences, {bases:,} bases{likelihood}; {duration(seconds)}, {quantity(bases / seconds)}nt/s"
+    )
     sequences = [{"id": name, "sequence": one.sequence} | _facts(config, row, one) for name, row, one in written]
     return {
         "out": config.out,
@@ -228,11 +273,17 @@ def _result(config: GenerateConfig, network: "HyenaDNA", written: list[Written],
     }
 
 
-def _report(config: GenerateConfig, network: "HyenaDNA", sequences: list["Generated"]) -> dict[str, Any]:
-    from hyenadna.inference.generation_report import report
+def _folder(model: str) -> Path:
     from hyenadna.model.hub import find_model
 
-    folder = find_model(config.model)
-    found = report(sequences, model=network, reference=config.reference, out=config.report, model_folder=folder)
+    return find_model(model)
+
+
+def _report(config: GenerateConfig, network: "HyenaDNA", sequences: list["Generated"]) -> dict[str, Any]:
+    from hyenadna.inference.generation_report import report
+
+    found = report(
+        sequences, model=network, reference=config.reference, out=config.report, model_folder=_folder(config.model)
+    )
     notice(found.text)
     return {"report": found.json()}

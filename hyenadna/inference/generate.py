@@ -1,9 +1,10 @@
 """Sequences written base by base: a model's distribution, decoded and kept to constraints, drawn, and read again.
 
 The prompt is read once, in one pass, and its state branches into a row for each sequence; all rows then take a base
-each at a time. Every row draws from a generator of its own, seeded by (seed, row), one number a base or block. So a
-sequence does not depend on how many are written with it, but for the rounding of the model's products, which may turn
-a draw that falls within about 1e-7 of the border between two bases.
+each at a time. Every row draws from a generator of its own, seeded by (seed, row, prompt), one number a base or block.
+So a sequence does not depend on how many are written with it, but for the rounding of the model's products, which may
+turn a draw that falls within about 1e-7 of the border between two bases. What is drawn behind one prompt does not
+depend on what is drawn behind another.
 
 A sequence ends after `length` bases, or earlier with the last base of a stop motif. Only A, C, G and T are written.
 There is no start token: without a prompt the first base is drawn from the four alike (of those that constraints leave),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -55,12 +56,17 @@ class Generated(NamedTuple):
     """Without the prompt; a stop motif at its end belongs to it."""
     nats: float
     """Its log-likelihood behind the prompt under the model itself, over A, C, G, T at temperature 1."""
-    bases: int
+    scored: int
     """How many bases that is of: all, but for the first where there was no prompt."""
     seed: int
     """As given; with the number of the row it decides the draws."""
     stopped: Literal["length", "stop"]
     """What ended it: its length, or a stop motif."""
+
+    @property
+    def bits_per_base(self) -> float:
+        """-log2 p, the mean over the scored bases; NaN where none is."""
+        return -self.nats / self.scored / math.log(2) if self.scored else math.nan
 
 
 class Generation:
@@ -85,7 +91,7 @@ class Generation:
     ) -> None:
         self.model, self.prompt, self.length, self.seed = model, prompt, length, seed
         self._decoding, self._plan, self._diversity, self._cache = decoding, ahead, diversity, cache
-        self._draws = _Draws(seed, rows)
+        self._draws = _Draws(seed, rows, prompt)
         self._kmers: WrittenKmers | None = None
         if decoding.repetition_penalty:
             codes = encode(prompt).astype(np.int64) - A
@@ -270,8 +276,9 @@ class _Places(NamedTuple):
 class _Draws:
     """Uniform numbers, of each row by its own generator."""
 
-    def __init__(self, seed: int, rows: range) -> None:
-        self._generators = [np.random.default_rng((seed, row)) for row in rows]
+    def __init__(self, seed: int, rows: range, prompt: str) -> None:
+        # the same numbers behind every prompt would write nearly the same sequence behind each
+        self._generators = [np.random.default_rng((seed, row, crc32(prompt.encode()))) for row in rows]
         self._numbers, self._next = np.empty((len(rows), 0)), 0
 
     def next(self) -> NDArray[np.float64]:

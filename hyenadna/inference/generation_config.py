@@ -36,7 +36,8 @@ class Decoding:
     top_p: float = 1.0
     """Only the likeliest bases that together have this probability."""
     typical_p: float = 1.0
-    """Only the bases whose surprisal is nearest to the entropy, that together have this probability."""
+    """Only the bases whose surprisal is nearest to the entropy, that together have this probability; from about 0.8 on
+    mostly those of --top-p, unless --typical-kmer judges several together."""
     typical_kmer: int = 1
     """Bases, 1 to 4, that are judged and drawn together by --typical-p: all 4^k blocks are evaluated."""
     repetition_penalty: float = 0.0
@@ -73,6 +74,8 @@ class Decoding:
             raise UsageError(
                 f"typical_kmer {self.typical_kmer} does nothing while typical_p is 1; give a typical_p like 0.9"
             )
+        _check_use(self, "dynamic", "mapping", "min_temperature", "max_temperature")
+        _check_use(self, "repetition_penalty", "repetition_kmer")
 
     @property
     def method(self) -> str:
@@ -87,6 +90,13 @@ class Decoding:
         return ",".join(changed) or "ancestral"
 
 
+def _check_use(config: object, what: str, *details: str) -> None:
+    """Raise UsageError if a detail is set of what is not asked for at all."""
+    for detail in details:
+        if not getattr(config, what) and getattr(config, detail) != getattr(type(config), detail):
+            raise UsageError(f"{detail} {getattr(config, detail)} does nothing without {what}; give that, too")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constraints:
     """What every generated sequence keeps to.
@@ -99,9 +109,9 @@ class Constraints:
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
     require: Motifs = ()
-    """Motifs of IUPAC codes that must appear, each at least once."""
+    """Motifs of IUPAC codes that must appear, each at least once; one that begins in the prompt counts."""
     forbid: Motifs = ()
-    """Motifs of IUPAC codes that must not appear."""
+    """Motifs of IUPAC codes that must not appear, not even begun in the prompt."""
     gc: tuple[float, float] | None = None
     """Least and greatest share of G and C."""
     both_strands: bool = False
@@ -158,7 +168,7 @@ class GenerateConfig(Decoding, Constraints):
     stop: Motifs = ()
     """Motifs of IUPAC codes that end a sequence, where it keeps to its constraints by then."""
     seed: int = 0
-    """With the number of a sequence among those of its prompt it decides every draw."""
+    """Decides every draw, with the prompt and the number of the sequence behind it."""
     side_by_side: int = 16
     """Sequences written at the same time; changes speed and memory, and results by rounding only."""
     diversity_head: Path | None = None
@@ -190,8 +200,9 @@ class GenerateConfig(Decoding, Constraints):
                 f"dynamic is {self.dynamic!r} and diversity_head {self.diversity_head}; a head and dynamic 'diversity' "
                 "need each other: give both or none"
             )
-        if self.cache_bits is not None and self.cache_tokens is None:
-            raise UsageError(f"cache_bits {self.cache_bits} is of caches with a budget; give cache_tokens, too")
+        _check_use(self, "cache_tokens", "cache_window", "cache_schedule", "cache_bits")
+        if self.both_strands and not (self.require or self.forbid):
+            raise UsageError("both_strands does nothing without require or forbid; give a motif, or leave it out")
         if self.reference is not None and self.report is None:
             raise UsageError(f"reference {self.reference} is for the report; name its folder by --report")
 

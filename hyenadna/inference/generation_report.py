@@ -43,8 +43,8 @@ class Written(Protocol):
         """Log-likelihood of the bases that were written, under the model itself, after whatever stood before them."""
 
     @property
-    def bases(self) -> int:
-        """How many were written."""
+    def scored(self) -> int:
+        """How many bases that is of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def report(
     Parameters
     ----------
     sequences : sequence of Written
-        At least one, of at least two letters each.
+        At least one, of at least one letter each.
     model : HyenaDNA
         That wrote them, in eval mode.
     reference : Path, optional
@@ -142,25 +142,29 @@ def report(
     WriteError              the disk is full or the folder read-only
     """
     letters = [written.sequence for written in sequences]
-    if not letters or min(map(len, letters)) < 2:
+    if not letters or not all(letters):
         raise InputError(
-            f"a report was asked for on {len(letters)} sequences"
-            + (f", the shortest of {min(map(len, letters))} letters" if letters else "")
-            + "; it takes at least one, of at least two letters each"
+            f"a report was asked for on {len(letters)} sequences, {letters.count('')} of them empty; it takes at least "
+            "one, of at least one letter each"
         )
-    counts = np.array([(written.bases, -written.nats) for written in sequences], dtype=np.float64)
+    counts = np.array([(written.scored, -written.nats) for written in sequences], dtype=np.float64)
     as_written = _ratio(counts[:, 1], counts[:, 0])
     measure = _Measure(model, batch_tokens, dtype)
     if reference is None:
         result = GenerationReport(measure.sample("generated", letters), None, None, None, as_written, None)
     else:
-        stored = None if model_folder is None else model_folder / "split.json"
-        splits = () if stored is None or not stored.exists() else read_splits(stored)
-        genome = Reference.of(Path(reference), splits, max(map(len, letters)))
+        genome = reference_of(reference, model_folder, max(map(len, letters)))
         result = _compared(letters, genome, measure, as_written, seed)
     if out is not None:
         write(result, out)
     return result
+
+
+def reference_of(path: Path, model_folder: Path | None, longest: int) -> Reference:
+    """What sequences of up to `longest` bases are compared with; arguments and errors as `report` has them."""
+    stored = None if model_folder is None else model_folder / "split.json"
+    splits = () if stored is None or not stored.exists() else read_splits(stored)
+    return Reference.of(Path(path), splits, longest)
 
 
 def _compared(

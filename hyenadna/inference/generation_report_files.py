@@ -34,8 +34,7 @@ def text(report: "GenerationReport") -> str:
             f"# split: {reference['split']}",
         ]
     samples = [sample for sample in (generated, report.held_out, report.markov) if sample is not None]
-    lines += ["", *_table(samples)]
-    lines.append(f"{'as written, behind its prompt':<{_NAME}}{_estimate(report.as_written)}")
+    lines += ["", *_table(samples, report.as_written)]
     if report.yardstick is not None:
         lines += ["", *_distance_lines(report)]
     if report.beyond_held_out is not None:
@@ -97,7 +96,7 @@ def _rows(sample: "Sample") -> list[tuple[Any, ...]]:
     return rows
 
 
-def _table(samples: list["Sample"]) -> list[str]:
+def _table(samples: list["Sample"], as_written: Estimate) -> list[str]:
     lines = [f"{'':<{_NAME}}" + "".join(f"{sample.name:<{_CELL}}" for sample in samples)]
     for name in samples[0].shares:
         lines.append(f"{name:<{_NAME}}" + "".join(f"{_estimate(sample.shares[name]):<{_CELL}}" for sample in samples))
@@ -106,8 +105,9 @@ def _table(samples: list["Sample"]) -> list[str]:
     for name, unit in (("nats per base under the model", 1.0), ("bits per base under the model", math.log(2))):
         cells = [_estimate(sample.nats_per_base, unit) for sample in samples]
         lines.append(f"{name:<{_NAME}}" + "".join(f"{cell:<{_CELL}}" for cell in cells))
+    lines.append(f"{'nats per base behind its prompt':<{_NAME}}{_estimate(as_written)}")
     lines.append("shares of all bases or words, with 95 % bootstrap intervals over sequences; each sequence is scored")
-    lines.append("alone, from its second base on, renormalised over A, C, G, T")
+    lines.append("alone, from its second base on, or as it was written; by -ln p or -log2 p over A, C, G, T")
     return [line.rstrip() for line in lines]
 
 

@@ -126,8 +126,8 @@ export function ended({ stopped }) {
 
 /** All sequences as FASTA, as `hyena generate` writes them. */
 export function fasta({ items, seed }, body) {
-  return items.filter(({ length }) => length).map(({ id, row, sequence, scored, nats, stopped }) => {
-    const facts = { seed, row, nats: rounded(nats), bases: scored, nats_per_base: scored ? rounded(nats / scored) : "none", method: method(body), ended: stopped };
+  return items.filter(({ length }) => length).map(({ id, row, sequence, scored, nats, bits_per_base: bits, stopped }) => {
+    const facts = { seed, row, nats: rounded(nats), scored, bits_per_base: scored ? rounded(bits) : "none", method: method(body), stopped };
     const header = Object.entries(facts).map(([name, value]) => ` ${name}=${value}`).join("");
     return `>generated_${id}${header}\n${sequence.match(new RegExp(`.{1,${LINE}}`, "g")).join("\n")}\n`;
   }).join("");
