@@ -105,6 +105,13 @@ async def queued(batcher, jobs):
         await asyncio.sleep(0)
 
 
+def pass_time(seconds):
+    """The event loop's clock from now on, as if so many seconds had passed."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds
+
+
 def in_a_loop(test):
     """An asynchronous test in an event loop of its own."""
 

@@ -223,6 +223,18 @@ def test_branches_share_one_row_and_do_not_disturb_each_other() -> None:
             torch.testing.assert_close(attention.out_proj(mixed[row]), attention(whole)[0, 60:], rtol=1e-12, atol=1e-12)
 
 
+def test_a_branch_at_every_token_leaves_few_parts() -> None:
+    attention, x, state = mixer(), drawn(1, 150), None
+    with torch.no_grad():
+        mixed = []
+        for t in range(150):
+            y, state = attention.extend(x[:, t : t + 1], state if state is None else state.repeat(1))
+            mixed.append(y)
+            assert len(state.parts()) <= 2 + math.log2(t + 1) and state.tokens == t + 1
+        y = attention.out_proj(torch.cat(mixed, dim=1))
+        torch.testing.assert_close(y, attention(x), rtol=1e-12, atol=1e-12)
+
+
 def test_rows_are_selected_in_any_order_as_copies() -> None:
     attention, x = mixer(), drawn(3, 15)
     later = drawn(4, 2, seed=5)

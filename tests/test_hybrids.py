@@ -142,17 +142,38 @@ class TestStates:
             with pytest.raises(UsageError, match=r"is spent: .* take a branch with state\.repeat\(1\)"):
                 use()
 
+    @torch.no_grad()
+    @pytest.mark.parametrize("first", [False, True])
+    def test_autocast_may_come_and_go_between_pieces(self, pattern, first):
+        model, tokens, state, found = hybrid(pattern), letters(2, L), None, []
+        for number, piece in enumerate(tokens.split([10, 1, 1, 8, L - 20], dim=1)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=first == (number % 2 == 0)):
+                logits, state = model.extend(piece, state)
+            found.append(logits)
+        close(torch.cat(found, dim=1), model(tokens).logits, 0.05)
+
+    def test_a_model_that_was_used_in_inference_mode_still_learns(self, pattern):
+        model, tokens = hybrid(pattern), letters(2, 5)
+        with torch.inference_mode():
+            _, state = model.extend(tokens)
+            model.extend(tokens[:, :1], state)
+        logits, _ = in_pieces(model, tokens, [4, 1])
+        (logits.sum() + model(tokens).logits.sum()).backward()
+        assert all(parameter.grad is not None for parameter in model.backbone.layers[0].mixer.parameters())
+
     def test_what_does_not_fit_is_refused(self, model):
         _, state = model.extend(letters(2, 40))
         with pytest.raises(SequenceTooLong, match="9 tokens behind 40 are 49; this model takes up to 48"):
             model.extend(letters(2, 9), state)
         with pytest.raises(ShapeError, match="the state has 2 rows for 3 sequences; it may have 1 or 3"):
             model.extend(letters(3, 1), state)
+        with pytest.raises(UsageError, match="ahead is -1; allowed are 0 tokens and more"):
+            model.extend(letters(2, 1), state, ahead=-1)
         with pytest.raises(UsageError, match="was to be repeated 0 times"):
             state.repeat(0)
-        for rows in ([2], [-1], []):
-            with pytest.raises(UsageError, match="of a state of 2; give some of 0 to rows - 1"):
-                state.select(torch.tensor(rows, dtype=torch.long))
+        for rows, dtype in (([2], torch.int64), ([-1], torch.int64), ([], torch.int64), ([1, 0], torch.uint8)):
+            with pytest.raises(UsageError, match=r"of a state of 2; give some of 0 to 1 as torch\.int64"):
+                state.select(torch.tensor(rows, dtype=dtype))
         assert model.extend(letters(2, 8), state)[1].length == CONTEXT  # after all that was refused
 
     @torch.no_grad()

@@ -96,6 +96,38 @@ def test_without_a_prompt(tab, server) -> None:
     )
 
 
+def test_one_at_a_time(tab, server) -> None:
+    """A link that is followed meanwhile changes the fields and begins nothing."""
+    opened(tab, server, **ASKED)
+    server.hold.clear()
+    tab.evaluate("run.click()")
+    tab.until("document.querySelector('.written')?.textContent.length === 30")
+    tab.evaluate("location.hash = '#task=generate&sequence=GGG&run=1'")
+    tab.until("sequence.value === 'GGG'")
+    server.hold.set()
+    tab.until("cancel.hidden")
+    assert [body["prompt"] for _, _, body in server.requests] == [PROMPT]
+    assert shown(tab) == [answer()["items"][0]["sequence"]]
+
+
+def test_a_view_follows_what_is_written_unless_it_was_scrolled(tab, server) -> None:
+    opened(tab, server)
+    tab.evaluate("""(async () => {
+      const { Writing } = await import('/page/generate.js'), writing = new Writing({ count: 2, length: 9999, seed: 0 });
+      const pieces = [0, 1].map((row) => ({ row, bases: 'ACGT'.repeat(900), nats: Array(3600).fill(-1) }));
+      results.hidden = false;
+      document.getElementById('item-result').replaceChildren(writing.root);
+      writing.add(pieces);
+      const [one, other] = document.querySelectorAll('.written');
+      other.scrollTop = 0;
+      writing.add(pieces);
+      globalThis.left = [one, other].map((view) => [view.scrollTop, view.scrollHeight - view.clientHeight]);
+    })()""")
+    tab.until("!!globalThis.left")
+    (one, one_most), (other, other_most) = tab.evaluate("left")
+    assert other == 0 and abs(one - one_most) <= 1 and one_most == other_most > 100
+
+
 def test_failures_are_told_in_a_line(tab, server) -> None:
     opened(tab, server, **ASKED)
 
@@ -110,7 +142,7 @@ def test_failures_are_told_in_a_line(tab, server) -> None:
 
     assert told("ACGNT") == "“N” at position 4: a generation goes on from A, C, G and T alone."
     assert told(">x\nAC\n>y\nGT") == "There are 2 sequences; a generation goes on from one."
-    assert told(length=1024) == "“Length” takes a number from 1 to 1,023, without a fraction."
+    assert told(length=1025) == "“Length” takes a number from 1 to 1,024, without a fraction."
     assert told(length=60, top_p=0) == "“Top-p” takes a number from 0.000001 to 1." and focused(tab) == "generate-top_p"
     assert not server.requests
     error = {"error": {"code": "queue_full", "message": "generations of 9 tokens are under way already"}}

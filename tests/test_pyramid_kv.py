@@ -275,6 +275,14 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert segment.nbytes == sum(x.nbytes for x in tensors)
 
 
+@pytest.mark.parametrize("tokens", [72, 200])
+def test_what_was_packed_or_evicted_leaves_memory(tokens: int) -> None:
+    packed = compress(State((cache(1, 200, kv_heads=1),), 200), CacheBudget(tokens, window=8, bits=2))
+    recent = caches(packed)[0].segments[1]
+    assert isinstance(recent, DenseSegment)
+    assert sum(x.untyped_storage().nbytes() for x in recent) == recent.nbytes == 2 * 8 * 6 * 8
+
+
 def test_quantised_segments_are_near_on_the_right_axes() -> None:
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 3, 2, 150, 16, generator=generator)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from asking import TOKEN, Application, leaving, refused, served
-from batching import LIMITS, LONG
+from batching import LIMITS, LONG, pass_time
 
 from hyenadna.errors import NotFiniteError
 from hyenadna.inference.decoding import Decoding
@@ -115,7 +115,10 @@ class TestAnswers:
         (example,) = schema["examples"]
         assert app.post("generate", example).status_code == 200
         limits = {name: schema["properties"][name].get("maximum") for name in ("length", "count")}
-        assert limits == {"length": app.service.model.context - 1, "count": 1024}
+        assert limits == {"length": app.service.model.context, "count": 1024}
+        assert schema["properties"]["prompt"]["maxLength"] == app.service.model.context - 1
+        for given in ({"length": 62}, {"prompt": 61 * "A", "length": 1}, {"prompt": f" {61 * 'a'}\n", "length": 1}):
+            assert app.post("generate", given).status_code == 200
         content = described["paths"]["/v1/generate"]["post"]["responses"]["200"]["content"]
         assert content.keys() == {"application/json", "text/event-stream"}
         assert [name for name, _ in events(content["text/event-stream"]["example"])] == ["bases", "done"]
@@ -163,7 +166,8 @@ class TestRefusals:
         app = Application(model, max_generate=99, max_bases=20)
         match = r"5 times a prompt of 8 bases and 12 more are 100 tokens, at most 99 are taken \(--max-generate\)"
         refused(app.post("generate", BODY | {"count": 5}), 413, "too_large", match)
-        refused(app.post("generate", BODY | {"typical_p": 0.9, "typical_kmer": 3}), 413, "too_large", "--max-generate")
+        match = "2 times a prompt of 8 bases and 12 more, 16 times for its typical_kmer, are 640 tokens, at most 99"
+        refused(app.post("generate", BODY | {"typical_p": 0.9, "typical_kmer": 3}), 413, "too_large", match)
         refused(app.post("generate", BODY | {"prompt": "A" * 21}), 413, "too_large", "--max-bases")
         assert app.post("generate", BODY | {"count": 4}).status_code == 200
         assert app.ask("GET", "/v1/models").json()["limits"]["generate_tokens"] == 99
@@ -310,7 +314,10 @@ class TestWhileItWrites:
         async def run():
             app = Live(model, monkeypatch)
             app.permits.release(2)
-            got = await app.client(ONE | {"stream": streamed, "timeout_s": 0.1})
+            got = await app.client(ONE | {"stream": streamed, "timeout_s": 9})
+            while app.batcher.stats.generated < 2:
+                await asyncio.sleep(0)
+            pass_time(9)
             text = await text_of(got)
             (item,) = (events(text)[-1][1] if streamed else json.loads(text))["items"]
             assert item["stopped"] == "deadline" and item["sequence"] == "AA" and item["nats"] == -2

@@ -201,8 +201,8 @@ def test_a_signal_while_it_works():
                     response = likelihood(server.url, DNA * (1 + number))
                 except httpx.ConnectError:
                     return  # it listens no more
-                except httpx.ReadError:
-                    # reset before the request was read, in the moment in which it stops to listen
+                except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                    # reset or closed before the request was read, in the moment in which it stops to listen
                     assert stopping.is_set()
                     return
                 results.append((response.status_code, response.json()))

@@ -149,9 +149,14 @@ def _hyena(
 
 def main() -> None:
     """The console script; ends the process with the exit code."""
-    # Python's own KeyboardInterrupt would end as a plain failure
-    signal.signal(signal.SIGINT, _interrupt)
-    app(prog_name="hyena")
+    # Python's own KeyboardInterrupt would end as a plain failure, and a signal's default without a word or an exit code
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app(prog_name="hyena")
+    except Interrupted as error:  # while the verb's own modules were loaded
+        print(f"hyena: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,8 @@ def _compressed(cache: AttentionState, keep: int, budget: CacheBudget) -> Attent
             x.split((x.shape[2] - window, window), dim=2) for x in (keys, values)
         )
         old = QuantizedSegment.of(old_keys, old_values, budget.bits)
-        segments = old, DenseSegment(new_keys.contiguous(), new_values.contiguous())
+        # copies, as a view would keep those in front of the window in memory
+        segments = old, DenseSegment(*(x.clone(memory_format=torch.contiguous_format) for x in (new_keys, new_values)))
     return AttentionState(segments, None, 0, cache.queries, cache.position)
 
 

@@ -122,12 +122,12 @@ class AttentionState:
         return self.queries[:, :, places % QUERIES_KEPT]
 
     def repeat(self, n: int) -> "AttentionState":
-        """A branch with each row n times; from one row, keys and values are shared and not copied."""
+        """A branch with each row n times; from one row, all of them share keys and values."""
         if self.rows > 1:
             return self.select(torch.arange(self.rows).repeat_interleave(n))
         queries = self.queries.repeat(n, 1, 1, 1)
         # the original appends behind what the branch sees
-        return AttentionState(tuple(self.parts()), None, 0, queries, self.position)
+        return AttentionState(_few(self.parts()), None, 0, queries, self.position)
 
     def select(self, rows: Tensor) -> "AttentionState":
         """A copy of some rows; a segment of one row is shared."""
@@ -159,6 +159,26 @@ class AttentionState:
         return recent
 
 
+def _few(parts: list[Segment]) -> tuple[Segment, ...]:
+    """The parts of one row, the last of them joined until each is at least twice as long as the next.
+
+    A state that branches again and again, at each token for one, would otherwise have a part for each time, and every
+    token would cost a product with each of them.
+    """
+    few: list[Segment] = []
+    for part in parts:
+        joined = [part]
+        while few and all(isinstance(x, DenseSegment) for x in (few[-1], part)):
+            if few[-1].tokens >= 2 * sum(x.tokens for x in joined):
+                break
+            joined.insert(0, few.pop())
+        if len(joined) > 1:
+            keys, values = zip(*(x.dense() for x in joined), strict=True)
+            part = DenseSegment(torch.cat(keys, dim=2), torch.cat(values, dim=2))
+        few.append(part)
+    return tuple(few)
+
+
 def _joined(parts: Iterable[Tensor], rows: int) -> Tensor:
     expanded = [part.expand(rows, -1, -1, -1) for part in parts]
     return expanded[0] if len(expanded) == 1 else torch.cat(expanded, dim=2)
@@ -168,7 +188,7 @@ def _keep(kept: Tensor, queries: Tensor, position: int) -> Tensor:
     """The kept queries, overwritten by those that begin at a position."""
     m = queries.shape[2]
     places = torch.arange(position + max(0, m - QUERIES_KEPT), position + m, device=kept.device)
-    kept[:, :, places % QUERIES_KEPT] = queries[:, :, -QUERIES_KEPT:].detach()
+    kept[:, :, places % QUERIES_KEPT] = queries[:, :, -QUERIES_KEPT:].detach().to(kept.dtype)
     return kept
 
 

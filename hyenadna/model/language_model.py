@@ -73,7 +73,8 @@ class HyenaDNA(nn.Module):
         Parameters
         ----------
         tokens : Tensor (B, L)          any integer dtype; ids of `hyenadna.data.tokenizer`
-        prefix : State, optional        what stands before every sequence, or before each its own, from `prefix`
+        prefix : State, optional
+            What stands before every sequence, or before each its own, from `prefix` or `extend`; it is left as it is.
 
         Returns
         -------
@@ -84,6 +85,7 @@ class HyenaDNA(nn.Module):
         SequenceTooLong                 prefix and sequence are longer than config.filter_length
         InputError                      not a batch of sequences, or one without tokens
         ShapeError, a ValueError        the prefix is neither of one row nor of B
+        UsageError                      the prefix is spent
         """
         self._check(tokens)
         if prefix is not None:
@@ -95,7 +97,8 @@ class HyenaDNA(nn.Module):
         """Logits of tokens that go on where a state ends, and the state behind them.
 
         Reading a sequence in pieces of any lengths gives what `forward` gives of the whole. The state that was given is
-        spent: what it holds goes into the new one. To go on from it twice, take a branch with `state.repeat` before.
+        spent: what it holds goes into the new one. To go on from it twice, take a branch with `state.repeat` before. A
+        state that was made in `torch.inference_mode` goes on in that mode alone.
 
         Parameters
         ----------
@@ -115,9 +118,11 @@ class HyenaDNA(nn.Module):
         SequenceTooLong                 more tokens in all than config.filter_length
         InputError                      not a batch of sequences, or one without tokens
         ShapeError, a ValueError        the state is neither of one row nor of B
-        UsageError                      the state is spent
+        UsageError                      the state is spent, or ahead is under 0
         """
         self._check(tokens)
+        if ahead < 0:
+            raise UsageError(f"ahead is {ahead}; allowed are 0 tokens and more")
         hidden, after = self.backbone.extend(tokens, state, ahead=ahead)
         return self.logits(hidden), after
 

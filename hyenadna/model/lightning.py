@@ -202,7 +202,8 @@ class LightningMixer(nn.Module):
     def _slopes_for(self, q: Tensor) -> Tensor:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         if (self._slopes_here.device, self._slopes_here.dtype) != (q.device, dtype):
-            self._slopes_here = self._slopes.to(q.device, dtype)
+            with torch.inference_mode(False):  # what is kept from generation must serve training too
+                self._slopes_here = self._slopes.to(q.device, dtype)
         return self._slopes_here
 
 

@@ -12,6 +12,7 @@ where it would be B (n + L) if it were repeated before every item.
 import dataclasses
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from hyenadna.errors import SequenceTooLong, ShapeError, UsageError
@@ -79,9 +80,16 @@ class State:
         UsageError              it is spent, or there is no such row
         """
         self._check_unspent()
-        if rows.dim() != 1 or not len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
+        # numbers of other dtypes torch would read as a mask
+        if (
+            rows.dtype != torch.int64
+            or rows.dim() != 1
+            or not len(rows)
+            or not 0 <= int(rows.min()) <= int(rows.max()) < self.rows
+        ):
             raise UsageError(
-                f"rows {rows.tolist()} were selected of a state of {self.rows}; give some of 0 to rows - 1"
+                f"rows {rows.tolist()} ({rows.dtype}) were selected of a state of {self.rows}; give some of 0 to "
+                f"{self.rows - 1} as torch.int64"
             )
         return State(tuple(layer.select(rows) for layer in self.layers), self.length)
 

@@ -114,12 +114,12 @@ class Batcher:
         entry = self._admitted(job.tokens, deadline)
         try:
             async with asyncio.timeout(deadline):
-                work = await _beside_the_loop(entry.reserved > self.batch_tokens, job.cut, self.batch_tokens)
+                work = await beside_the_loop(entry.reserved > self.batch_tokens, job.cut, self.batch_tokens)
                 large = self._enqueue(entry, work.units) > self.batch_tokens
                 await entry.done.wait()
                 if entry.left:
                     raise HyenaError("the server's model stopped; it must be started again")
-                return await _beside_the_loop(large, _answer, work, entry.results)
+                return await beside_the_loop(large, _answer, work, entry.results)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"not done within {deadline:g} s; send fewer or shorter sequences, allow more time, or come again "
@@ -352,7 +352,7 @@ class Batcher:
         self._recent_seconds = _REMEMBERED * self._recent_seconds + seconds
 
 
-async def _beside_the_loop(large: bool, function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
+async def beside_the_loop(large: bool, function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
     """What the function gives, in another thread if it is large: a tenth of a second for a million bases."""
     return await asyncio.to_thread(function, *args, **options) if large else function(*args, **options)
 

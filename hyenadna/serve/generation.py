@@ -36,6 +36,7 @@ class GenerateJob:
 
     Attributes
     ----------
+    blocks : int            of bases that are tried out side by side for each sequence
     tokens : int            that the model keeps in memory while it writes, at most
     step_cost, cost : int   tokens that could be read in the time that a step, and all of it, take, about
     is_over : bool          whether there is nothing left to write
@@ -49,13 +50,14 @@ class GenerateJob:
     def __init__(
         self, model: ServedModel, prompt: str, *, length: int, count: int, decoding: Decoding, seed: int
     ) -> None:
+        prompt = checked_prompt(prompt)
         if len(prompt) + length > model.context:
             raise SequenceTooLong(
                 f"a prompt of {len(prompt):,} bases and {length:,} more; this model takes {model.context:,} at once"
             )
-        self.prompt, self.length, self.count, self.seed = checked_prompt(prompt), length, count, seed
-        # blocks of bases are tried out side by side
-        rows = count * 4 ** (decoding.typical_kmer - 1)
+        self.prompt, self.length, self.count, self.seed = prompt, length, count, seed
+        self.blocks = 4 ** (decoding.typical_kmer - 1)
+        rows = count * self.blocks
         self.tokens = rows * (len(prompt) + length)
         self.step_cost = model.batch_overhead + rows
         self.cost = len(prompt) + length * self.step_cost

@@ -25,7 +25,7 @@ def openapi(app: FastAPI, service: Service, *, is_locked: bool) -> dict[str, Any
         for name in ("LikelihoodRequest", "EmbedRequest", "PredictRequest", "SubstitutionsRequest"):
             parts["schemas"][name]["properties"]["sequences"]["maxItems"] = service.config.max_sequences
         generate = parts["schemas"]["GenerateRequest"]["properties"]
-        generate["prompt"]["maxLength"] = generate["length"]["maximum"] = model.context - 1
+        generate["length"]["maximum"], generate["prompt"]["maxLength"] = model.context, model.context - 1
         generate["count"]["maximum"] = service.config.max_sequences
         if model.adapters:
             predict = parts["schemas"]["PredictRequest"]

@@ -126,9 +126,9 @@ class GenerateRequest(Timed):
         "end `done` with the answer as it is without a stream, or `error`.",
     )
     temperature: float = Field(
-        default=1.0, ge=0, le=100, description="Under 1 likely bases become likelier; 0 takes always the likeliest."
+        default=1.0, ge=0, le=100, description="Under 1 likely bases become likelier; 0 always takes the likeliest."
     )
-    top_k: int = Field(default=4, ge=1, le=4, description="Only the so many likeliest bases.")
+    top_k: int = Field(default=4, ge=1, le=4, description="Only so many bases, the likeliest.")
     top_p: float = Field(
         default=1.0, ge=1e-6, le=1, description="Only the likeliest bases that together have this probability."
     )
@@ -321,7 +321,8 @@ class Limits(BaseModel):
         "twice for both strands; all substitutions of L bases cost 2 L L."
     )
     generate_tokens: int = Field(
-        description="Tokens that a request may write on at once: prompt and length together, for each of its sequences."
+        description="Tokens that a request may write on at once: prompt and length together, for each of its "
+        "sequences, and 4^(k - 1) times that with a typical_kmer of k."
     )
     queue_tokens: int = Field(description="Tokens of all requests that may wait at once.")
     deadline_s: float = Field(description="Seconds that a request may take.")

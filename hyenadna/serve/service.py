@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from hyenadna.errors import HyenaError, InputError, UsageError
 from hyenadna.inference.generation import Piece
 from hyenadna.serve.admission import DeadlineExceeded, QueueFull
-from hyenadna.serve.batcher import Batcher
+from hyenadna.serve.batcher import Batcher, beside_the_loop
 from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.entries import Writing
 from hyenadna.serve.event_stream import ALIVE, EventStream, event
@@ -137,7 +137,7 @@ class Service:
             return Response(status_code=LEFT)
         found = {"model": self.model.name, "items": items}
         # the text of a large answer takes longer to write than others should wait; a small one less than a thread does
-        body = encoded(found) if tokens < _LARGE_TOKENS else await asyncio.to_thread(encoded, found)
+        body = await beside_the_loop(tokens >= _LARGE_TOKENS, encoded, found)
         return Response(body, media_type="application/json")
 
     async def generate(
@@ -154,11 +154,11 @@ class Service:
         exchange: Exchange = request.scope["exchange"]
         exchange.tokens = tokens
         if tokens > most:
+            blocks = f", {job.blocks} times for its typical_kmer," if job.blocks > 1 else ""
             raise Refusal(
                 413,
-                f"{job.count:,} times a prompt of {len(job.prompt):,} bases and {job.length:,} "
-                f"more are {tokens:,} tokens, at most {most:,} are taken (--max-generate); ask for fewer or shorter "
-                "sequences",
+                f"{job.count:,} times a prompt of {len(job.prompt):,} bases and {job.length:,} more{blocks} are "
+                f"{tokens:,} tokens, at most {most:,} are taken (--max-generate); ask for fewer or shorter sequences",
             )
         self._accept(exchange)
         seconds = self._seconds(timeout_s)
@@ -223,7 +223,7 @@ class Service:
             _check_written(writing, seconds)
             # the unit in work may still add to it
             pieces = writing.pieces.copy()
-        return await asyncio.to_thread(self._text, job, pieces, per_base)
+        return await self._text(job, pieces, per_base)
 
     async def _events(self, job: GenerateJob, seconds: float, per_base: bool) -> AsyncGenerator[str, None]:
         """A comment once it is taken on, then the bases as they come, and at the end the whole as without a stream."""
@@ -235,17 +235,26 @@ class Service:
                     await writing.news(_ALIVE_S)
                     new = writing.pieces[sent:]
                     sent += len(new)
-                    yield event("bases", encoded({"pieces": by_row(new)})) if new else ALIVE
+                    yield event("bases", await beside_the_loop(len(new) >= _LARGE_TOKENS, _told, new)) if new else ALIVE
                     # so that there are not more events than anybody can see
                     await writing.end(_EVENT_S)
                 _check_written(writing, seconds)
                 pieces = writing.pieces[:sent]
-            yield event("done", await asyncio.to_thread(self._text, job, pieces, per_base))
+            yield event("done", await self._text(job, pieces, per_base))
 
-    def _text(self, job: GenerateJob, pieces: list[Piece], per_base: bool) -> str:
+    async def _text(self, job: GenerateJob, pieces: list[Piece], per_base: bool) -> str:
         """The answer as JSON."""
-        found = items(job, pieces, per_base=per_base)
-        return encoded({"model": self.model.name, "seed": job.seed, "items": found})
+
+        def text() -> str:
+            found = items(job, pieces, per_base=per_base)
+            return encoded({"model": self.model.name, "seed": job.seed, "items": found})
+
+        return await beside_the_loop(len(pieces) >= _LARGE_TOKENS, text)
+
+
+def _told(pieces: list[Piece]) -> str:
+    """What an event says of new pieces."""
+    return encoded({"pieces": by_row(pieces)})
 
 
 def _check_written(writing: Writing, seconds: float) -> None:

@@ -12,7 +12,7 @@ const field = (name) => document.getElementById(`generate-${name}`);
 
 /** The fields, as far as the server lets them go. */
 export function bound({ context }, limits) {
-  field("length").max = context - 1;
+  field("length").max = context;
   field("count").max = limits.sequences;
 }
 
@@ -68,8 +68,9 @@ export class Writing {
     return this.bases ? `${all}, ${count(this.bases, "base")} written` : all;
   }
 
-  /** Take the pieces of an event. */
+  /** Take the pieces of an event. All views are asked where they stand before one is changed: the answer behind a change lays out the page. */
   add(pieces) {
+    const following = pieces.map(({ row }) => this.views[row]).filter((view) => view.isAtEnd());
     for (const { row, bases, nats } of pieces) {
       const one = this.rows[row];
       one.sequence += bases;
@@ -77,6 +78,7 @@ export class Writing {
       this.views[row].add(bases, nats);
       this.bases += bases.length;
     }
+    for (const view of following) view.toEnd();
   }
 
   /** The answer for what there is; `whole` is the server's own, if it came to that. */
@@ -96,17 +98,17 @@ export function written(sequence, nats) {
   const root = element("pre", { className: "written", tabIndex: 0, attr: { role: "group", "aria-label": "What is written" } });
   let last = null;
   const add = (bases, values) => {
-    const follows = root.scrollTop + root.clientHeight >= root.scrollHeight - 4;
     for (const [place, base] of [...bases].entries()) {
       // a first base that nothing stands before is not scored
       const shade = values[place] === null ? "" : SHADES.find(([least]) => Math.exp(values[place]) >= least)[1];
       if (!last || last.className !== shade) root.append(last = element("span", { className: shade }, ""));
       last.firstChild.data += base;
     }
-    if (follows) root.scrollTop = root.scrollHeight;
   };
+  const isAtEnd = () => root.scrollTop + root.clientHeight >= root.scrollHeight - 4;
+  const toEnd = () => { root.scrollTop = root.scrollHeight; };
   add(sequence, nats);
-  return { root, add };
+  return { root, add, isAtEnd, toEnd };
 }
 
 export function legend() {

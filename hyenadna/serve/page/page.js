@@ -120,6 +120,7 @@ function hold(file) {
 // --- a run
 
 async function run() {
+  if (running) return;
   const found = sequences(), [kind, adapter] = split(task());
   const [wrong, at] = kind === "generate" ? generate.problem(found) : [problem(found), $("sequence")];
   complain(wrong);
@@ -326,7 +327,7 @@ function fromAddress() {
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running) run();
+  run();
 });
 $("cancel").addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => {
@@ -338,7 +339,7 @@ $("sequence").addEventListener("input", () => {
   typing = setTimeout(summarize, 150);
 });
 $("sequence").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running) run();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
 });
 $("file").addEventListener("change", () => takeFile($("file").files[0]));
 $("example").addEventListener("click", () => {
