@@ -20,7 +20,9 @@ from experts import parser_of, plan_of, report_of
 from trainings import Plan, interval, kept, matched, paired
 
 from hyenadna import plots
+from hyenadna.errors import HyenaError
 from hyenadna.files import write_json
+from hyenadna.progress import notice
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
 PATTERNS = ("HHHH", "LLLL", "HHHS", "HLLS")
@@ -95,7 +97,11 @@ def compare(flags: argparse.Namespace, plan: Plan) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parser_of(__doc__, RESULTS).parse_args(argv)
-    compare(flags, plan_of(flags))
+    try:
+        compare(flags, plan_of(flags))
+    except HyenaError as error:
+        notice(str(error))
+        return error.exit_code
     return 0
 
 

@@ -21,7 +21,9 @@ from side_by_side import commit
 from trainings import Plan, interval, kept, matched, paired
 
 from hyenadna import machine, plots
+from hyenadna.errors import HyenaError, UsageError
 from hyenadna.files import write_json
+from hyenadna.progress import notice
 
 RESULTS = Path(__file__).parent / "results" / "experts.json"
 CONTENDERS = (
@@ -111,6 +113,10 @@ def parser_of(description: str | None, out: Path) -> argparse.ArgumentParser:
 
 
 def plan_of(flags: argparse.Namespace) -> Plan:
+    counts = {name: value for name, value in vars(flags).items() if isinstance(value, int)}
+    for name, value in counts.items():
+        if value < 1 and name != "quick":
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     plan = Plan(**{name: getattr(flags, name) for name in Plan._fields if name != "sparsity_control"})
     if flags.quick:
         return plan._replace(length=64, tokens=512, batch_tokens=128, d_model=32, test_windows=4, generated=4)
@@ -128,8 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__, RESULTS)
     parser.add_argument("--layers", default="HH", help="mixers of the blocks (default: %(default)s)")
     flags = parser.parse_args(argv)
-    plan = plan_of(flags)
-    write_json(flags.out, report_of("experts", flags, plan, compare(flags, plan)))
+    try:
+        plan = plan_of(flags)
+        write_json(flags.out, report_of("experts", flags, plan, compare(flags, plan)))
+    except HyenaError as error:
+        notice(str(error))
+        return error.exit_code
     return 0
 
 

@@ -45,7 +45,7 @@ fi
 part fft_conv 150 "$python" benchmarks/fft_conv.py --device cuda -o "$out/fft_conv.json"
 part model 100 "$python" benchmarks/gpu_model.py --device cuda -o "$out/model.json"
 part packed_matmul 50 "$python" benchmarks/packed_matmul.py --device cuda -o "$out/packed_matmul.json"
-part lightning 40 "$python" benchmarks/lightning.py --device cuda -o "$out/lightning.json"
+part lightning_attention 40 "$python" benchmarks/lightning_attention.py --device cuda -o "$out/lightning_attention.json"
 
 echo "== results are in $out; failed: ${failed[*]:-none}"
 exit "${#failed[@]}"

@@ -33,7 +33,7 @@ from hyenadna.data.intervals import Interval, kept_contigs
 from hyenadna.data.packed import Pack, packed
 from hyenadna.data.splits import hashed_split
 from hyenadna.data.tokenizer import encode
-from hyenadna.errors import HyenaError
+from hyenadna.errors import HyenaError, InputError
 from hyenadna.files import write_json
 from hyenadna.inference.bootstrap import Bootstrap
 from hyenadna.inference.evaluate import base_bits
@@ -59,10 +59,20 @@ def settings(context: int, window: int, *, quick: bool) -> list[CacheBudget]:
 
 
 def read_windows(pack: Pack, intervals: Sequence[Interval], length: int, windows: int) -> NDArray[Any]:
-    """Letters of about so many whole windows without other letters than bases, (windows, length)."""
+    """Letters of about so many whole windows without other letters than bases, (windows, length).
+
+    Raises
+    ------
+    InputError              there is none
+    """
     plan = WindowPlan(intervals, length, windows // 2 * (length // 2))
     letters = [window.letters(pack) for window in plan if window.length == length]
-    return np.stack([one for one in letters if (CODE_OF_BYTE[one] != NO_BASE).all()])
+    whole = [one for one in letters if (CODE_OF_BYTE[one] != NO_BASE).all()]
+    if not whole:
+        raise InputError(
+            f"{pack.source}: of {len(letters)} windows of {length:,} none is without N; give a smaller --length"
+        )
+    return np.stack(whole)
 
 
 def second_half(model: HyenaDNA, tokens: Tensor, first: Tensor, state: State, budget: CacheBudget | None) -> Tensor:

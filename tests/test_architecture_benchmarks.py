@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 import torch
@@ -77,6 +79,24 @@ def test_architectures_goes_on_where_it_was(trainings, fasta, tmp_path, monkeypa
     lines = out.with_suffix(".tsv").read_text().splitlines()
     assert len(lines) == 5 and len({line.count("\t") for line in lines}) == 1
     assert out.with_suffix(".png").exists()
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(trainings, tmp_path, capsys):
+    given = ["--fasta", "no.fa", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
+    for name, more, message in (
+        ("experts", ["--layers", "HX"], "layers is 'HX'; allowed are"),
+        ("experts", ["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+        ("architectures", ["--batch-tokens", "0"], "--batch-tokens is 0; it must be at least 1"),
+    ):
+        assert importlib.import_module(name).main([*given, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_no_benchmark_hides_a_package(trainings):
+    """Of a script its folder is first on the path, for all that it imports."""
+    ours = {path.stem for path in BENCHMARKS.glob("*.py")}
+    assert not ours & (set(sys.stdlib_module_names) | set(packages_distributions()))
 
 
 def test_widths_that_cannot_match_are_refused(trainings):

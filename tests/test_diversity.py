@@ -181,8 +181,9 @@ def test_a_head_of_another_model_or_a_damaged_one_is_refused(made, tmp_path) -> 
 
 def test_a_head_is_replaced_only_when_told_to(made) -> None:
     config = FinetuneConfig(objective="diversity", out=made / "head", data=str(made / "genome.fa"))
-    with pytest.raises(UsageError, match="--overwrite"):
-        command.finetune(config)
+    for run in (command.finetune, command.dry_run):
+        with pytest.raises(UsageError, match="--overwrite"):
+            run(config)
 
 
 def test_settings_that_do_not_fit_are_refused(made) -> None:
@@ -192,6 +193,10 @@ def test_settings_that_do_not_fit_are_refused(made) -> None:
         FinetuneConfig(contexts=100)
     with pytest.raises(UsageError, match="--continuations is 1; it must be at least 2"):
         FinetuneConfig(objective="diversity", continuations=1)
+    config = FinetuneConfig(objective="diversity", out=made / "other", contexts=60, test_share=0.01)
+    for run in (command.finetune, command.dry_run):
+        with pytest.raises(UsageError, match=r"--contexts 60 are 53 train, 6 valid, 1 test by .*; each part needs 5"):
+            run(config)
     config = FinetuneConfig(
         objective="diversity", model=str(made / "model"), out=made / "other", data=str(made / "genome.fa"), threads=1
     )

@@ -118,6 +118,8 @@ def test_command(model, tmp_path, monkeypatch):
     command += ("--threads", "1", "--device", "cpu", "--experts", "1")
     code, _, err = hyena(*command)
     assert code == 2 and "--experts writes a table; say by -o into which folder" in err
+    code, _, err = hyena(*command[:-1], "3", "--length", "4", "-o", tmp_path / "out")
+    assert code == 2 and "k-mers of 3 were asked for; allowed are 1 to 2" in err and not (tmp_path / "out").exists()
     code, _, err = hyena(*command, "--regions", f"exon={tmp_path / 'exon.bed'}", "-o", tmp_path / "out")
     assert code == 0, err
     with (tmp_path / "out" / "experts.tsv").open() as file:

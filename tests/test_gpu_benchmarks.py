@@ -315,9 +315,9 @@ def test_later_parts_run_though_an_earlier_one_fails(tmp_path):
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[1] == "benchmarks/warm_up.py --device cuda"
     assert any("pytest -n 8 tests/triton" in call for call in calls)
+    names = {"gpu_model": "model", "packed_matmul": "packed_matmul", "lightning_attention": "lightning_attention"}
     assert calls[-3:] == [
-        f"benchmarks/{script}.py --device cuda -o {tmp_path}/out/{name}.json"
-        for script, name in (("gpu_model", "model"), ("packed_matmul", "packed_matmul"), ("lightning", "lightning"))
+        f"benchmarks/{script}.py --device cuda -o {tmp_path}/out/{name}.json" for script, name in names.items()
     ]
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"doctor.log", "tests.log", "fft_conv.log"}
 

@@ -69,6 +69,7 @@ class TestPretraining:
         for fields, says in (
             ({"layers": "HQ"}, "layers is 'HQ'; allowed are .* out of 'HLS'"),
             ({"experts": 4}, "--experts and --active-experts are of a remoe model"),
+            ({"sparsity_control": "sign"}, "--sparsity-control, -factor and -start are of a remoe model"),
             ({"feed_forward": "remoe", "active_experts": 9}, "active_experts is 9; it may be up to experts, 8"),
         ):
             with pytest.raises(UsageError, match=says):
@@ -122,11 +123,13 @@ class TestEstimates:
 
     def test_command(self):
         code, out, _ = hyena(
-            "estimate", "--layers", "HS", "--feed-forward", "remoe", "--max-length", 64, "--device", "cpu", "--json"
-        )
+            "estimate", "--layers", "HS", "--feed-forward", "remoe", "--experts", 4, "--max-length", 64, "--device",
+            "cpu", "--json",
+        )  # fmt: skip
         found = json.loads(out)
-        assert code == 0 and found["blocks"] == "HS, remoe 1 of 8"
-        assert found["parameters"] == parameters(architecture(PretrainConfig(layers="HS", feed_forward="remoe")))
+        assert code == 0 and found["blocks"] == "HS, remoe 1 of 4"
+        config = PretrainConfig(layers="HS", feed_forward="remoe", experts=4)
+        assert found["parameters"] == parameters(architecture(config))
         assert hyena("estimate", "--layers", "HQ")[0] == 2
 
 

@@ -22,12 +22,12 @@ def scripts(monkeypatch):
 
 
 def test_times_by_length(monkeypatch, tmp_path):
-    lightning = importlib.import_module("lightning")
+    lightning = importlib.import_module("lightning_attention")
     monkeypatch.setattr(lightning, "AT_LEAST", 0.0)
     monkeypatch.setattr(lightning, "LINEAR_FROM", 64)
     monkeypatch.setitem(lightning.LONGEST, "masked", 64)
     cases = [lightning.Case("inference", 64, 1), lightning.Case("inference", 128, 1), lightning.Case("training", 64, 1)]
-    out = tmp_path / "lightning.json"
+    out = tmp_path / "lightning_attention.json"
     assert lightning.main(["-o", str(out), "--threads", "1"], cases) == 0
     short, long, training = json.loads(out.read_text())["cases"]
     assert set(short["contenders"]) == set(training["contenders"]) == {"ours", "softmax", "masked"}
@@ -38,7 +38,7 @@ def test_times_by_length(monkeypatch, tmp_path):
 
 
 def test_what_differs_is_not_timed(monkeypatch, capsys):
-    lightning = importlib.import_module("lightning")
+    lightning = importlib.import_module("lightning_attention")
     monkeypatch.setattr(lightning, "lightning_attention", lambda q, k, v, slopes: 2 * v)
     assert lightning.main(["--threads", "1"], [lightning.Case("inference", 64, 1)]) == 1
     printed = capsys.readouterr()

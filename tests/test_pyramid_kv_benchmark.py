@@ -67,3 +67,12 @@ def test_a_model_without_softmax_layers_is_refused(benchmark, tmp_path, capsys):
     out = tmp_path / "report.json"
     assert benchmark.main(["-m", str(model), "--fasta", str(genome), "-o", str(out), "--quick", "--window", "4"]) == 2
     assert "without softmax layers" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_genome_without_whole_windows_is_refused(benchmark, tmp_path, capsys):
+    genome, out = tmp_path / "genome.fa", tmp_path / "report.json"
+    genome.write_text(f">c\n{('ACGTTGCAAC' * 3 + 'N') * 1000}\n")
+    model = saved(tmp_path / "model", "S")
+    code = benchmark.main(["-m", str(model), "--fasta", str(genome), "-o", str(out), "--window", "4", "--quick"])
+    assert code != 0 and "none is without N; give a smaller --length" in capsys.readouterr().err
+    assert not out.exists()

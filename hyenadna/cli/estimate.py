@@ -27,6 +27,15 @@ def estimate(
     feed_forward: Annotated[
         Literal["mlp", "remoe"] | None, typer.Option(help="Instead of the size's.", show_default=False)
     ] = None,
+    experts: Annotated[
+        int | None, typer.Option(help="Experts of a remoe block (default: those of the size).", show_default=False)
+    ] = None,
+    active_experts: Annotated[
+        int | None,
+        typer.Option(
+            help="Experts that are on at the target sparsity (default: those of the size).", show_default=False
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Context in bases (default: that of the size).", show_default=False)
     ] = None,
@@ -46,7 +55,10 @@ def estimate(
     from hyenadna.pretrain.plan import architecture
 
     _check(dtype, {"--max-length": max_length, "--batch-tokens": batch_tokens, "--tokens": tokens})
-    run = PretrainConfig(size=size, max_length=max_length, layers=layers, feed_forward=feed_forward)
+    run = PretrainConfig(
+        size=size, max_length=max_length, layers=layers, feed_forward=feed_forward, experts=experts,
+        active_experts=active_experts,
+    )  # fmt: skip
     config, where = architecture(run), torch_device(device)
     length, half = config.filter_length - 2, dtype == "bfloat16"
     batch = max(batch_tokens or length, length)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hyenadna.data.packed import Pack
     from hyenadna.data.splits import Split
     from hyenadna.inference.evaluation import Evaluation
+    from hyenadna.inference.expert_usage import ExpertUsage
     from hyenadna.model.language_model import HyenaDNA
 
 Part = Literal["test", "valid", "train", "all"]
@@ -94,19 +95,21 @@ def evaluate(
     if experts is not None and network.config.feed_forward != "remoe":
         raise UsageError(f"--experts: {model} has none; models pretrained with --feed-forward remoe have")
     data = _data(model, network.config.filter_length, pack, split, contigs, length)
+    # first, since it is what may be asked for in vain: k-mers that fit into no window
+    usage = None if experts is None else _expert_usage(network, data, beds, max_bases, experts)
     result, markov_provenance = _measure(network, data, beds, max_bases, "float32" if dtype == "auto" else dtype)
     provenance = data.provenance() | markov_provenance | _model_provenance(model, network) | {"device": str(place)}
     _report(result, provenance, out, as_json)
-    if experts is not None and out is not None:
-        _write_experts(network, data, beds, max_bases, experts, out / "experts.tsv")
+    if usage is not None and out is not None:
+        usage.write(out / "experts.tsv")
 
 
-def _write_experts(
-    network: "HyenaDNA", data: "_Data", beds: dict[str, Path], max_bases: int | None, k: int, path: Path
-) -> None:
+def _expert_usage(
+    network: "HyenaDNA", data: "_Data", beds: dict[str, Path], max_bases: int | None, k: int
+) -> "ExpertUsage":
     from hyenadna.inference.expert_usage import expert_usage
 
-    usage = expert_usage(
+    return expert_usage(
         network.eval(),
         data.pack,
         data.intervals,
@@ -116,7 +119,6 @@ def _write_experts(
         max_bases=max_bases,
         batch_tokens=_BATCH_TOKENS[network.device.type],
     )
-    usage.write(path)
 
 
 def _regions(data: "_Data", beds: dict[str, Path]) -> "dict[str, list[Interval]]":

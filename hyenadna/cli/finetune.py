@@ -24,7 +24,10 @@ def finetune(
     from hyenadna.finetune import finetune as command
 
     if config.objective == "diversity":
-        result = diversity.dry_run(config) if dry_run else diversity.finetune(config, overwrite=overwrite).result()
+        if dry_run:
+            result = diversity.dry_run(config, overwrite=overwrite)
+        else:
+            result = diversity.finetune(config, overwrite=overwrite).result()
     elif dry_run:
         result = plan.dry_run(config, overwrite=overwrite)
     else:

@@ -37,6 +37,9 @@ def architecture(config: PretrainConfig) -> HyenaConfig:
     )
     if found.feed_forward != "remoe" and (config.experts or config.active_experts):
         raise UsageError("--experts and --active-experts are of a remoe model; give --feed-forward remoe too")
+    steering = {f.name for f in dataclasses.fields(config) if f.name.startswith("sparsity_")}
+    if found.feed_forward != "remoe" and any(getattr(config, name) != getattr(type(config), name) for name in steering):
+        raise UsageError("--sparsity-control, -factor and -start are of a remoe model; give --feed-forward remoe too")
     return found
 
 

@@ -1,10 +1,10 @@
 """Lightning attention in linear time: ours against torch's softmax attention and the masked form, by length.
 
-    python benchmarks/lightning.py --threads 1 -o benchmarks/results/lightning.json      a few minutes on a quiet CPU
+    python benchmarks/lightning_attention.py --threads 1 -o benchmarks/results/lightning_attention.json
 
-All are causal, over 4 heads of 64 as in the models of width 256, float32 on a CPU, bfloat16 on a GPU; they compute from
-the same q, k and v in memory (1, L, 4, 64), as a projection leaves them. Inference is the value, training also the
-gradients of q, k and v.
+Takes a few minutes on a quiet CPU. All are causal, over 4 heads of 64 as in the models of width 256, float32 on a CPU,
+bfloat16 on a GPU; they compute from the same q, k and v in memory (1, L, 4, 64), as a projection leaves them. Inference
+is the value, training also the gradients of q, k and v.
 
 - softmax: torch's scaled_dot_product_attention. It is another function, and the bar is only its time;
 - masked: the same as ours by the whole matrix (Q K^T) . M. Ours must agree with it before anything is timed.
