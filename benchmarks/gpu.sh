@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA device, within ten minutes: the kernels' tests, the convolution, the whole model, and the
-# product with packed weights.
+# Everything that needs a CUDA device, within ten minutes: the kernels' tests, the convolution, the whole model, the
+# product with packed weights, and lightning attention.
 # All kernels are compiled first, in parallel: one after another they would take longer than what is measured.
 #
 #     benchmarks/gpu.sh [FOLDER]            by default benchmarks/results/gpu
@@ -42,9 +42,10 @@ if "$python" -c 'import pytest, pytest_timeout, xdist' 2>/dev/null; then
 else
     echo "== tests are left out: pytest, pytest-timeout or pytest-xdist is not installed"
 fi
-part fft_conv 180 "$python" benchmarks/fft_conv.py --device cuda -o "$out/fft_conv.json"
-part model 110 "$python" benchmarks/gpu_model.py --device cuda -o "$out/model.json"
+part fft_conv 150 "$python" benchmarks/fft_conv.py --device cuda -o "$out/fft_conv.json"
+part model 100 "$python" benchmarks/gpu_model.py --device cuda -o "$out/model.json"
 part packed_matmul 50 "$python" benchmarks/packed_matmul.py --device cuda -o "$out/packed_matmul.json"
+part lightning_attention 40 "$python" benchmarks/lightning_attention.py --device cuda -o "$out/lightning_attention.json"
 
 echo "== results are in $out; failed: ${failed[*]:-none}"
 exit "${#failed[@]}"

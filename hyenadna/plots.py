@@ -41,6 +41,15 @@ def stacked_figure(heights: Sequence[float], width: float = 6.4, height: float =
     return drawn, list(panels[:, 0])
 
 
+def side_by_side(width: float = 9.6, height: float = 4.6) -> "tuple[Figure, list[Axes]]":
+    """An empty figure of two square panels beside each other, in inches."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    panels = drawn.subplots(1, 2)
+    return drawn, list(panels)
+
+
 def save(drawn: "Figure", path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write the figure as PNG to `path`, and the numbers that it shows beside it as TSV.
 
@@ -257,3 +266,31 @@ def training_curves(axes: "Sequence[Axes]", metrics: Mapping[str, NDArray[np.flo
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def sparsity_curve(ax: "Axes", metrics: Mapping[str, NDArray[np.float64]], target: float) -> "Axes":
+    """How many gates of the experts are off, how many tokens have no expert, and the coefficient that steers both.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    metrics : mapping of float64 arrays (steps,)
+        The columns of metrics.csv.
+    target : float
+        Of the sparsity.
+    """
+    tokens = metrics["tokens"]
+    ax.axhline(target, color="0.2", linewidth=0.8, linestyle="--", label=f"target {target:.3g}")
+    ax.plot(tokens, metrics["sparsity"], color=MODEL, linewidth=0.8, label="gates that are off")
+    ax.plot(tokens, metrics["tokens_without_expert"], color=EXTRA, linewidth=0.8, label="tokens without expert")
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_ylabel("share")
+    ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98))
+    other = ax.twinx()
+    other.plot(tokens, metrics["sparsity_coefficient"], color=BASELINE, linewidth=0.8)
+    other.set_yscale("log")
+    other.set_ylabel("penalty's coefficient", color=BASELINE)
+    for axis in (ax, other):
+        axis.spines["top"].set_visible(False)
+    return ax

@@ -28,7 +28,7 @@ from hyenadna.kernels.configuration import Configuration
 
 SHARED_LIMIT = 232_448
 """Bytes of shared memory that one program may have on sm_90: 228 KB less the 1 KB that the system keeps."""
-MOST_CONFIGURATIONS = 64
+MOST_CONFIGURATIONS = 70
 PROCESSES = 2
 
 

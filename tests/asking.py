@@ -14,7 +14,10 @@ import uvicorn
 from adapting import NUMBER, THREE, adapted, small
 
 from hyenadna.serve.application import application
+from hyenadna.serve.batcher import _results
 from hyenadna.serve.config import ServeConfig
+from hyenadna.serve.entries import Writing
+from hyenadna.serve.generation import GenerateJob
 from hyenadna.serve.served_model import ServedAdapter, ServedModel
 from hyenadna.serve.service import Service
 
@@ -26,14 +29,16 @@ DNA = "ACGTNACGTTGCA"
 class Immediate:
     """Computes each unit by itself, at once, without a worker; `submit` may be replaced."""
 
-    def __init__(self) -> None:
-        self.is_running = True
+    def __init__(self, model: ServedModel) -> None:
+        self.model, self.is_running = model, True
         self.deadlines: list[float] = []
         self.drained = False
 
     @property
     def stats(self) -> SimpleNamespace:
-        return SimpleNamespace(queued_tokens=11, running=2, batches=3, tokens=400, failures=0, seconds=0.5)
+        return SimpleNamespace(
+            queued_tokens=11, running=2, batches=3, tokens=400, failures=0, seconds=0.5, generations=2, generated=99
+        )
 
     async def submit(self, job: Any, *, deadline: float) -> list[dict[str, Any]]:
         self.deadlines.append(deadline)
@@ -43,6 +48,15 @@ class Immediate:
                 work.put(unit, next(iter(unit.kind.compute(job.model, [unit.piece]))))
         return work.answer()
 
+    @contextmanager
+    def writing(self, job: GenerateJob, *, deadline: float) -> Iterator[Writing]:
+        self.deadlines.append(deadline)
+        entry = Writing(job, 0.0, asyncio.get_running_loop().time() + deadline, 1 << 12)
+        unit = entry.next_unit()
+        while unit is not None:
+            _, unit = entry.take(unit, *_results(self.model, [unit]))
+        yield entry
+
     async def drain(self) -> None:
         self.drained = True
 
@@ -51,7 +65,7 @@ class Application:
     """The application of a small model with an immediate batcher; `ask` sends one request."""
 
     def __init__(self, model: ServedModel, token: bytes | None = None, **config: Any) -> None:
-        self.batcher = Immediate()
+        self.batcher = Immediate(model)
         self.service = Service(model, self.batcher, ServeConfig(**config))
         self.asgi = application(self.service, token)
 

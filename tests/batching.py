@@ -12,6 +12,7 @@ from hyenadna.serve.units import Kind, Unit
 
 LONG = 60.0
 MODEL = SimpleNamespace(batch_overhead=8)
+LIMITS = {"batch_tokens": 100, "queue_tokens": 10**6, "generating_tokens": 10**6, "wait_ms": 0}
 
 
 class Machine:
@@ -26,8 +27,8 @@ class Machine:
         async with asyncio.timeout(LONG):
             return await self._started.get()
 
-    def finish(self):
-        self._permits.release()
+    def finish(self, batches=1):
+        self._permits.release(batches)
 
     async def step(self):
         """Let a batch begin and end."""
@@ -83,7 +84,7 @@ class Task:
 @contextlib.asynccontextmanager
 async def running(machine, **options):
     """A batcher that computes 10 units at once, and is drained afterwards."""
-    batcher = Batcher(MODEL, **{"batch_tokens": 100, "queue_tokens": 10**6, "wait_ms": 0} | options)
+    batcher = Batcher(MODEL, **LIMITS | options)
     await batcher.start()
     yield batcher
     machine.free = True
@@ -102,6 +103,13 @@ async def queued(batcher, jobs):
     """Until so many jobs are in the queue, cut into units."""
     while sum(entry.since > 0 for entry in batcher._entries) < jobs:
         await asyncio.sleep(0)
+
+
+def pass_time(seconds):
+    """The event loop's clock from now on, as if so many seconds had passed."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds
 
 
 def in_a_loop(test):

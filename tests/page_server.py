@@ -30,7 +30,7 @@ MODELS = {
         }
     ],
     "limits": {"body_bytes": 1 << 22, "sequences": 64, "sequence_bases": 100_000,
-               "substitutions_bases": 1024, "request_tokens": 4_000_000,
+               "substitutions_bases": 1024, "request_tokens": 4_000_000, "generate_tokens": 65_536,
                "queue_tokens": 16_000_000, "deadline_s": 120},
 }  # fmt: skip
 
@@ -48,8 +48,10 @@ class PageServer(ThreadingHTTPServer):
         Whether the page's files ask for it, too, as a browser's password.
     refusal : (status, headers, body), optional
         The answer to every POST.
+    failure : str, optional
+        What follows the first event of a stream.
     hold : threading.Event
-        A POST is answered when it is set.
+        A POST is answered when it is set; of an event stream the first event comes before.
     """
 
     daemon_threads = True
@@ -69,6 +71,7 @@ class PageServer(ThreadingHTTPServer):
         self.requests.clear()
         self.token, self.locks_page = "", False
         self.refusal: tuple[int, dict[str, str], bytes] | None = None
+        self.failure: str | None = None
         self.hold.set()
 
 
@@ -107,6 +110,25 @@ def item(task: str, number: int, given: dict[str, str]) -> dict[str, Any]:
             return found | {"embedding": [draw.gauss(0, 1) for _ in range(128)]}
 
 
+def events(body: dict[str, Any]) -> list[str]:
+    """What is written for a request: the half of all sequences, then the rest, then the answer."""
+    draw, length, items, halves = random.Random(body["seed"]), body["length"], [], ([], [])
+    for row in range(body["count"]):
+        bases = "".join(draw.choices("ACGT", k=length))
+        nats = [-draw.expovariate(0.7) for _ in bases]
+        if not body["prompt"]:
+            nats[0] = None
+        for half, part in zip(halves, (slice(0, length // 2), slice(length // 2, length)), strict=True):
+            half.append({"row": row, "bases": bases[part], "nats": nats[part]})
+        scored = [value for value in nats if value is not None]
+        items.append({"row": row, "sequence": bases, "length": length, "scored": len(scored), "nats": sum(scored),
+                      "bits_per_base": -sum(scored) / len(scored) / math.log(2), "stopped": "length"})  # fmt: skip
+    found = [f"event: bases\ndata: {json.dumps({'pieces': half})}\n\n" for half in halves]
+    found[1] = ": still there\n\n" + found[1]
+    answer = {"model": "starter", "seed": body["seed"], "items": items}
+    return [*found, f"event: done\ndata: {json.dumps(answer)}\n\n"]
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
 
@@ -126,9 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         task = self.path.removeprefix("/v1/")
         self.server.requests.append((task, dict(self.headers), body))
-        self.server.hold.wait(20)
+        streams = task == "generate" and self.server.refusal is None
+        if not streams:
+            self.server.hold.wait(20)
         if not self._lets_in():
             return
+        if streams:
+            return self._stream(body)
         if self.server.refusal is not None:
             return self._answer(*self.server.refusal)
         items = [item(task, number, given) for number, given in enumerate(body["sequences"], 1)]
@@ -143,6 +169,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(401, {"www-authenticate": challenge}, json.dumps(refusal).encode())
             return False
         return True
+
+    def _stream(self, body: dict[str, Any]) -> None:
+        self.send_response(200)
+        for name, value in (HEADERS | {"content-type": "text/event-stream; charset=utf-8"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        first, *rest = events(body) if self.server.failure is None else [events(body)[0], self.server.failure]
+        with contextlib.suppress(ConnectionError):  # the page has cancelled
+            # cut where no event ends
+            self.wfile.write(first[:-9].encode())
+            self.wfile.flush()
+            self.wfile.write(first[-9:].encode())
+            self.wfile.flush()
+            self.server.hold.wait(20)
+            self.wfile.write("".join(rest).encode())
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from batching import LONG, Machine, Task, in_a_loop, queued, running, submitted
+from batching import LIMITS, LONG, Machine, Task, in_a_loop, queued, running, submitted
 from served_models import computed, served
 from test_jobs import assert_same
 
@@ -158,7 +158,7 @@ def test_requests_of_a_real_model_get_what_they_would_get_alone():
         jobs.append(makers[number % 4](pairs))
 
     async def all_at_once():
-        batcher = Batcher(model, batch_tokens=600, queue_tokens=10**6, wait_ms=2)
+        batcher = Batcher(model, **LIMITS | {"batch_tokens": 600, "wait_ms": 2})
         await batcher.start()
         answers = await asyncio.gather(*(batcher.submit(job, deadline=LONG) for job in jobs))
         await batcher.drain()

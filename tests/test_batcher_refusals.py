@@ -7,10 +7,11 @@ import threading
 import weakref
 
 import pytest
-from batching import LONG, MODEL, Machine, Task, in_a_loop, queued, running, submitted
+from batching import LIMITS, LONG, MODEL, Machine, Task, in_a_loop, queued, running, submitted
 
 from hyenadna.errors import HyenaError, NotFiniteError
-from hyenadna.serve.batcher import Batcher, DeadlineExceeded, Draining, JobTooLarge, QueueFull
+from hyenadna.serve.admission import DeadlineExceeded, Draining, JobTooLarge, QueueFull
+from hyenadna.serve.batcher import Batcher
 
 
 @in_a_loop
@@ -130,7 +131,7 @@ async def test_a_job_that_cannot_be_cut_fails_alone():
 @in_a_loop
 async def test_nobody_waits_for_a_batcher_that_failed():
     machine = Machine()
-    batcher = Batcher(MODEL, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
+    batcher = Batcher(MODEL, **LIMITS)
     await batcher.start()
     assert batcher.is_running
     task = submitted(batcher, Task(machine, "one", 30))
@@ -146,7 +147,7 @@ async def test_nobody_waits_for_a_batcher_that_failed():
 @in_a_loop
 async def test_draining_finishes_what_was_accepted_and_takes_no_more():
     machine = Machine()
-    batcher = Batcher(MODEL, batch_tokens=100, queue_tokens=10**6, wait_ms=0)
+    batcher = Batcher(MODEL, **LIMITS)
     await batcher.start()
     jobs = [Task(machine, name, 25) for name in "ab"]
     tasks = [submitted(batcher, job) for job in jobs]

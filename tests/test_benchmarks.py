@@ -117,6 +117,24 @@ def test_every_contender_of_train_memory_has_the_same_gradients():
         assert (other - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
 
 
+def test_generate(quiet, capsys, monkeypatch):
+    generate = importlib.import_module("generate")
+    monkeypatch.setattr(generate, "_TOGETHER", 50)
+    assert generate.main(["--threads", "1"], [generate.Case("tiny-1k", 64, 2, (64, 128), 2)]) == 0
+    printed = capsys.readouterr()
+    (case,) = json.loads(printed.out)["cases"]
+    assert case["largest_difference"] < 1e-4
+    assert [window["from"] for window in case["windows"]] == [64, 128]
+    for window, against in zip(case["windows"], case["against"], strict=True):
+        seconds = window["seconds_per_token"]
+        assert seconds["median"] <= seconds["worst"] and seconds["mean"] <= seconds["worst"]
+        step = against["seconds"]["forward"]["median"] / against["times_as_fast_as"]["forward"]
+        assert step == pytest.approx(seconds["mean"]) and against["bar_met"]
+        assert 0 < window["state_mb_at_its_end"] < 1
+    assert case["flat"] == (case["dearest_over_cheapest"] <= 2)
+    assert "tiny-1k,    128 to    256 tokens" in printed.err
+
+
 def test_loader(quiet, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HYENA_CACHE", str(tmp_path))
     loader = importlib.import_module("loader")

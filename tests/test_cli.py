@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -48,6 +49,31 @@ def failing(monkeypatch):
         monkeypatch.setitem(cli.VERBS, "fail", "hyenadna.cli.main:fail")
 
     return make
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("loading", [True, False])
+def test_signals_end_with_a_word_and_a_code(failing, monkeypatch, capsys, number, code, loading):
+    """While a verb works, and while its module is loaded."""
+
+    def fail() -> None:
+        """Be ended."""
+        signal.raise_signal(number)
+
+    failing(HyenaError("nothing ended it"))
+    if loading:
+        monkeypatch.setattr(cli._Verbs, "get_command", lambda *_: fail())
+    else:
+        monkeypatch.setattr(cli, "fail", fail)
+    monkeypatch.setattr(sys, "argv", ["hyena", "fail"])
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(one, handler)
+    assert ended.value.code == code and capsys.readouterr().err == "hyena: interrupted\n"
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -46,7 +46,14 @@ print(peak_memory())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "length", "batch", "checkpoint"), [("tiny-1k", 1024, 12, False), ("small-32k", 4096, 1, True)]
+    ("size", "length", "batch", "checkpoint"),
+    [
+        ("tiny-1k", 1024, 12, False),
+        ("small-32k", 4096, 1, True),
+        ("tiny-1k-hs", 1024, 12, False),
+        ("tiny-1k-remoe", 1024, 8, False),
+        ("small-32k-llls", 2048, 4, False),
+    ],
 )
 def test_memory_of_a_training_step(size, length, batch, checkpoint):
     """Within 0.6 and 1.6 times of what a process was measured to hold at its peak."""

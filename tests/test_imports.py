@@ -63,7 +63,9 @@ def test_imports_point_downwards(path):
     elif here in LEAVES:
         assert parts <= LEAVES
     else:
-        assert parts - LEAVES - {here} <= MAY_IMPORT[here] | {"HyenaDNA", "HyenaConfig"}
+        # HyenaDNA.generate is a door to what builds on the model, which is loaded when it is called
+        doors = {"inference"} if relative(path) == "model/language_model.py" else set()
+        assert parts - LEAVES - {here} <= MAY_IMPORT[here] | {"HyenaDNA", "HyenaConfig"} | doors
 
 
 def test_model_needs_torch_alone():

@@ -342,7 +342,7 @@ def test_screen_readers_find_names(tab, server) -> None:
         "Paste DNA or FASTA, or drop a file here",
     ) in found
     assert {name for role, name in found if role == "group"} >= {"Sequence", "What to compute"}
-    assert len([1 for role, _ in found if role == "radio"]) == 3 + len(MODELS["models"][0]["adapters"])
+    assert len([1 for role, _ in found if role == "radio"]) == 4 + len(MODELS["models"][0]["adapters"])
 
 
 CONTRAST = """(() => {

@@ -24,7 +24,8 @@ def config(**fields):
 def test_nothing_is_left_open():
     run = resolved(config())
     open_fields = {field.name for field in dataclasses.fields(run) if getattr(run, field.name) is None}
-    assert open_fields == {"tokens", "warmup_steps", "contigs", "split_bed"}
+    of_the_size = {"layers", "feed_forward", "experts", "active_experts"}
+    assert open_fields == {"tokens", "warmup_steps", "contigs", "split_bed"} | of_the_size
     assert (run.max_length, run.warmup_share, run.dtype) == (1024, 0.3, "float32") and run.filter_lr <= run.lr
     assert resolved(run) == run
     assert (run.valid_every, run.checkpoint_every) == (run.steps // 10, run.steps // 20)

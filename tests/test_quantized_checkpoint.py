@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hyenadna import HyenaDNA
 from hyenadna.cli.main import app
 from hyenadna.errors import CheckpointError, ProbeError, UsageError
-from hyenadna.model import language_model
+from hyenadna.model import mlp
 from hyenadna.model.config import HyenaConfig, Quantization, named_size
 from hyenadna.model.language_model import QUANTIZED
 from hyenadna.model.packed_linear import DenseLinear, PackedLinear, bits_per_weight, packed_layers, weight_count
@@ -84,7 +84,7 @@ class TestTheModel:
     def test_training_keeps_nothing_wide_where_that_is_large(self, monkeypatch):
         child, widths, gradients = quantized(parent()), [], []
         for room in (1 << 30, 0):
-            monkeypatch.setattr(language_model, "bytes_to_keep", lambda device, room=room: room)
+            monkeypatch.setattr(mlp, "bytes_to_keep", lambda device, room=room: room)
             kept = []
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda x, kept=kept: kept.append(x.shape[-1]) or x, lambda x: x

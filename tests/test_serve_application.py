@@ -10,7 +10,7 @@ from asking import DNA, JSON, TOKEN, Application, leaving, raw, refused, served,
 
 from hyenadna.errors import HyenaError
 from hyenadna.serve import access_log, service
-from hyenadna.serve.batcher import DeadlineExceeded, Draining, QueueFull
+from hyenadna.serve.admission import DeadlineExceeded, Draining, QueueFull
 from hyenadna.serve.service import encoded
 
 TASKS = ("likelihood", "embed", "predict", "substitutions")
@@ -201,10 +201,10 @@ class TestRefusals:
         assert kind(**{"content-type": "Application/JSON; charset=UTF-8"}).status_code == 200
 
     def test_addresses_and_methods(self, app):
-        refused(app.ask("GET", "/v1/generate"), 404, "not_found", "/openapi.json tells")
+        refused(app.ask("GET", "/v1/invent"), 404, "not_found", "/openapi.json tells")
         refused(app.ask("GET", "/docs"), 404, "not_found", "nothing at this address")
         refused(app.ask("GET", "/v1/embed"), 405, "method_not_allowed", "this address takes POST alone")
-        refused(app.ask("POST", "/health"), 405, "method_not_allowed", "this address takes GET alone")
+        refused(app.ask("POST", "/health"), 405, "method_not_allowed", "this address takes GET and HEAD alone")
 
     def test_the_queue_is_full(self, app):
         answering(app, QueueFull("8 tokens wait already", 2.2))
@@ -332,6 +332,7 @@ class TestCounting:
         assert 'hyena_requests_total{route="other",status="404"} 3.0' in lines
         assert 'hyena_request_seconds_count{route="/v1/likelihood"} 2.0' in lines
         assert {"hyena_queue_tokens 11.0", "hyena_batches_total 3.0", "hyena_tokens_total 400.0"} <= set(lines)
+        assert {"hyena_generated_tokens_total 99.0", "hyena_generations 2.0"} <= set(lines)
         assert [line for line in lines if line.startswith("hyena_model_info{") and 'name="small"' in line]
         assert "hyena_requests_in_flight 1.0" in lines  # this one
 

@@ -150,6 +150,35 @@ def test_who_leaves_frees_the_model(server):
     until(lambda: "POST /v1/substitutions 499" in server.told())
 
 
+def test_who_leaves_a_stream_ends_it(server):
+    """A client that reads the first bases and goes: not all of it is written."""
+    before = gauge(server.url, "hyena_generated_tokens_total")
+    with generating(server.port, length=1000) as connection:
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        while not (line := response.readline()).startswith(b"data: "):
+            assert line in (b"\n", b": still there\n", b"event: bases\n")
+        assert json.loads(line[6:])["pieces"][0]["bases"].strip("ACGT") == ""
+        response.close()
+    until(lambda: gauge(server.url, "hyena_generations") == 0)
+    until(lambda: "POST /v1/generate 499" in server.told())
+    # the unit in work was written to its end
+    assert likelihood(server.url, DNA).status_code == 200
+    written = gauge(server.url, "hyena_generated_tokens_total") - before
+    assert 1 <= written < 1000
+    assert likelihood(server.url, DNA).status_code == 200
+    assert gauge(server.url, "hyena_generated_tokens_total") - before == written
+
+
+def generating(port: int, length: int) -> socket.socket:
+    """A connection on which sequences are streamed."""
+    body = json.dumps({"prompt": "ACGT", "length": length, "stream": True}).encode()
+    connection = connected(port)
+    connection.sendall(head(len(body), "/v1/generate") + body)
+    return connection
+
+
 def gauge(url: str, name: str) -> float:
     return float(re.search(rf"^{name} (\S+)$", CLIENT.get(f"{url}/metrics").text, re.M)[1])
 
@@ -172,8 +201,8 @@ def test_a_signal_while_it_works():
                     response = likelihood(server.url, DNA * (1 + number))
                 except httpx.ConnectError:
                     return  # it listens no more
-                except httpx.ReadError:
-                    # reset before the request was read, in the moment in which it stops to listen
+                except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                    # reset or closed before the request was read, in the moment in which it stops to listen
                     assert stopping.is_set()
                     return
                 results.append((response.status_code, response.json()))
@@ -181,7 +210,7 @@ def test_a_signal_while_it_works():
                     return
 
         long = json.dumps({"sequences": [{"sequence": "ACGT" * 40}]}).encode()
-        with connected(server.port) as kept, ThreadPoolExecutor(4) as pool:
+        with connected(server.port) as kept, generating(server.port, 60) as stream, ThreadPoolExecutor(4) as pool:
             kept.sendall(head(len(long), "/v1/substitutions") + long)
             until(lambda: gauge(server.url, "hyena_queue_tokens") > 10_000)
             clients = [pool.submit(client, number) for number in range(4)]
@@ -190,6 +219,10 @@ def test_a_signal_while_it_works():
             server.process.send_signal(signal.SIGTERM)
             status, body = answered(kept)
             assert status == 200 and len(body["items"][0]["log_likelihood_ratio"]) == 160
+            response = http.client.HTTPResponse(stream)
+            response.begin()
+            *_, (name, data) = re.findall(r"event: (\w+)\ndata: (.*)", response.read().decode())
+            assert name == "done" and json.loads(data)["items"][0]["length"] == 60
             assert server.process.wait(30) == 143
             for one in clients:
                 one.result()

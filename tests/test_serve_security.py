@@ -213,6 +213,8 @@ class TestConfig:
             ({"wait_ms": -1.0}, "--wait-ms is -1.0; it must be from 0 to 1000"),
             ({"deadline": float("nan")}, "--deadline is nan; it must be a number of seconds above 0"),
             ({"queue_tokens": 5}, "--max-request-tokens 4194304 is more than --queue-tokens 5"),
+            ({"max_generate": 0}, "--max-generate is 0; it must be at least 1"),
+            ({"generating_tokens": 5}, "--max-generate 65536 is more than --generating-tokens 5: such a request could"),
             ({"adapter": ("x",)}, "--adapter 'x': it takes NAME=PATH, such as promoters="),
             ({"adapter": ("x=",)}, "it takes NAME=PATH"),
             ({"adapter": ("x=a", "x=b")}, "--adapter 'x=b': the name 'x' is taken already"),

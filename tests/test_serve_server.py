@@ -5,11 +5,12 @@ import socket
 import sys
 
 import pytest
+import torch
 import uvicorn
 from typer.testing import CliRunner
 
 from hyenadna.cli import main
-from hyenadna.errors import UsageError
+from hyenadna.errors import HyenaWarning, UsageError
 from hyenadna.serve import connection, server
 from hyenadna.serve.config import ServeConfig
 from hyenadna.serve.connection import Connection
@@ -94,13 +95,13 @@ class TestClocks:
         assert converse(client)[0] == b"\r\n0\r\n\r\n"
 
     def test_a_request_in_time_is_left_alone(self, monkeypatch):
-        monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+        monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
 
         async def client(reader, writer):
             for _ in range(3):
                 writer.write(REQUEST)
                 assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
-                await asyncio.sleep(0.07)
+                await asyncio.sleep(0.2)
             return True
 
         assert converse(client)[0]
@@ -120,14 +121,14 @@ class TestClocks:
         assert found < size and not state.connections
 
     def test_one_that_is_read_slowly_comes_whole(self, monkeypatch):
-        monkeypatch.setattr(connection, "READ_SECONDS", 0.1)
+        monkeypatch.setattr(connection, "READ_SECONDS", 0.5)
 
         async def client(reader, writer):
             writer.write(REQUEST)
             found = 0
             while found < size:
                 found += len(await reader.read(1 << 19))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.02)
             return found
 
         size = 20_000_000
@@ -164,6 +165,16 @@ class TestStart:
 
     def test_a_token_that_is_none(self, tmp_path):
         assert "cannot be read" in self.refused(token_file=tmp_path / "none")
+
+    @pytest.mark.parametrize(("dtype", "count"), [("auto", 0), ("float32", 0), ("bfloat16", 1), ("float16", 1)])
+    def test_a_dtype_that_is_slow_here_is_told(self, monkeypatch, recwarn, dtype, count):
+        monkeypatch.setattr(server.ServedModel, "load", lambda *given: given)
+        threads = torch.get_num_threads()
+        *_, device, loaded = server._loaded("starter", ServeConfig(device="cpu", dtype=dtype, threads=threads))
+        assert (str(device), loaded) == ("cpu", torch.float32 if dtype == "auto" else getattr(torch, dtype))
+        told = [str(one.message) for one in recwarn if one.category is HyenaWarning]
+        assert len(told) == count
+        assert all(text.startswith(f"--dtype {dtype} on a CPU: unless the processor") for text in told)
 
     def test_without_the_extra(self, monkeypatch):
         for name in [name for name in sys.modules if name.startswith("hyenadna.serve.server")]:

@@ -9,7 +9,7 @@ from oracles import benchmark_module
 
 from hyenadna.errors import SequenceTooLong, ShapeError, UsageError
 from hyenadna.finetune.soft_prompt import SoftPrompt
-from hyenadna.model.prefix import item_by_item
+from hyenadna.model.hyena import item_by_item
 
 
 def embeddings(n, D=16, seed=0):
@@ -103,11 +103,12 @@ def test_no_prompt_is_exactly_the_plain_model(frozen):
             assert torch.equal(frozen(given, prefix=none).hidden, frozen(given).hidden)
 
 
-def test_a_state_serves_shorter_sequences(frozen):
+@pytest.mark.parametrize("L", [1, 50])
+def test_a_state_serves_sequences_of_other_lengths(frozen, L):
     prompt, given = embeddings(5), tokens(2, 7)
     with torch.no_grad():
-        long, exact = frozen.prefix(prompt, 50), frozen(given, prefix=frozen.prefix(prompt, 7))
-        torch.testing.assert_close(frozen(given, prefix=long).logits, exact.logits, rtol=0, atol=1e-12)
+        other, exact = frozen.prefix(prompt, L), frozen(given, prefix=frozen.prefix(prompt, 7))
+        torch.testing.assert_close(frozen(given, prefix=other).logits, exact.logits, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -126,8 +127,8 @@ def test_each_item_its_own_prompt(frozen, grad):
 def test_what_does_not_fit_is_refused(frozen):
     with pytest.raises(SequenceTooLong, match="a prefix of 60 before 5 tokens is 65; this model takes up to 64"):
         frozen.prefix(embeddings(60), 5)
-    with pytest.raises(SequenceTooLong, match="have 6 tokens, but their prefix was made for up to 5"):
-        frozen(tokens(1, 6), prefix=frozen.prefix(embeddings(3), 5))
+    with pytest.raises(SequenceTooLong, match="62 tokens behind 3 are 65; this model takes up to 64"):
+        frozen(tokens(1, 62), prefix=frozen.prefix(embeddings(3), 5))
     with pytest.raises(ShapeError, match=r"embeddings \(3, 8\) before 5 tokens; it takes \(n, 16\)"):
         frozen.prefix(embeddings(3, D=8), 5)
     with pytest.raises(ShapeError, match="before 0 tokens"):

@@ -1,17 +1,41 @@
 """`hyena estimate`."""
 
+import dataclasses
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hyenadna.model.config import Size
 
+if TYPE_CHECKING:
+    import torch
+
+    from hyenadna.pretrain.config import PretrainConfig
+
 _MEASURED_LENGTH = 8192
 
 
 def estimate(
-    size: Annotated[Size, typer.Option(help="Depth and width, by the name of a published model.")] = "tiny-1k",
+    size: Annotated[
+        Size, typer.Option(help="Depth, width and mixers, by the name of a published model or of a hybrid.")
+    ] = "tiny-1k",
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Mixer of each block instead of the size's: letters of H, L and S.", show_default=False),
+    ] = None,
+    feed_forward: Annotated[
+        Literal["mlp", "remoe"] | None, typer.Option(help="Instead of the size's.", show_default=False)
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option(help="Experts of a remoe block (default: those of the size).", show_default=False)
+    ] = None,
+    active_experts: Annotated[
+        int | None,
+        typer.Option(
+            help="Experts that are on at the target sparsity (default: those of the size).", show_default=False
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Context in bases (default: that of the size).", show_default=False)
     ] = None,
@@ -25,43 +49,58 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say what memory and time a run needs, before it starts. Example: hyena estimate --size large-1m"""
-    import torch
-
     from hyenadna.machine import torch_device
-    from hyenadna.model.config import named_size
-    from hyenadna.model.language_model import HyenaDNA
     from hyenadna.pretrain import estimate as counted
+    from hyenadna.pretrain.config import PretrainConfig
+    from hyenadna.pretrain.plan import architecture
 
     _check(dtype, {"--max-length": max_length, "--batch-tokens": batch_tokens, "--tokens": tokens})
-    config = named_size(size, max_length=max_length)
+    run = PretrainConfig(
+        size=size, max_length=max_length, layers=layers, feed_forward=feed_forward, experts=experts,
+        active_experts=active_experts,
+    )  # fmt: skip
+    config, where = architecture(run), torch_device(device)
     length, half = config.filter_length - 2, dtype == "bfloat16"
     batch = max(batch_tokens or length, length)
-    # the rate is measured at a length that takes seconds, and scaled by the operations of a token
-    short = min(length, _MEASURED_LENGTH)
-    model = HyenaDNA(named_size(size, max_length=short)).to(torch_device(device))
-    inputs = torch.randint(7, 11, (max(1, min(batch, _MEASURED_LENGTH) // short), short), device=model.device)
-    rate = counted.training_rate(model, inputs, inputs, half=half, seconds=2.0)
-    rate *= counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
+    rate = _rate(run, batch, half, where)
     memory = {
         name: counted.training_memory(
-            config, length=length, micro_batch_tokens=batch, half=half, device=model.device,
+            config, length=length, micro_batch_tokens=batch, half=half, device=where,
             checkpoint_activations=checkpoint,
         ).total
         for name, checkpoint in (("training", False), ("training, recomputing blocks", True))
     }  # fmt: skip
-    inference = counted.inference_memory(config, length=length, batch_tokens=batch, device=model.device)
+    memory["inference"] = counted.inference_memory(config, length=length, batch_tokens=batch, device=where)
     report = {
         "size": size,
+        "blocks": config.blocks,
         "length": length,
         "batch_tokens": batch,
         "parameters": counted.parameters(config),
-        "memory_bytes": memory | {"inference": inference},
-        "device": str(model.device),
+        "memory_bytes": memory,
+        "device": str(where),
         "training_nt_per_second": rate,
         "seconds": tokens / rate,
         "tokens": tokens,
     }
     typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+
+
+def _rate(run: "PretrainConfig", batch: int, half: bool, device: "torch.device") -> float:
+    """Tokens a second of training, measured at a length that takes seconds, and scaled by the operations of a token."""
+    import torch
+
+    from hyenadna.model.language_model import HyenaDNA
+    from hyenadna.pretrain import estimate as counted
+    from hyenadna.pretrain.plan import architecture
+
+    config = architecture(run)
+    length = config.filter_length - 2
+    short = min(length, _MEASURED_LENGTH)
+    model = HyenaDNA(architecture(dataclasses.replace(run, max_length=short))).to(device)
+    inputs = torch.randint(7, 11, (max(1, min(batch, _MEASURED_LENGTH) // short), short), device=device)
+    rate = counted.training_rate(model, inputs, inputs, half=half, seconds=2.0)
+    return rate * counted.training_flops(config, length=short) / counted.training_flops(config, length=length)
 
 
 def _check(dtype: str, numbers: dict[str, float | None]) -> None:
@@ -78,7 +117,8 @@ def _text(report: dict[str, Any]) -> str:
     from hyenadna.progress import duration, quantity
 
     rows = {
-        "model": f"{report['size']}, {report['parameters']:,} parameters, {report['length']:,} bases of context",
+        "model": f"{report['size']} ({report['blocks']}), {report['parameters']:,} parameters, "
+        f"{report['length']:,} bases of context",
         "batch": f"{report['batch_tokens']:,} tokens at once on one device",
     }
     rows |= {f"memory, {name}": f"{value / 1e9:.2f} GB" for name, value in report["memory_bytes"].items()}
@@ -86,4 +126,8 @@ def _text(report: dict[str, Any]) -> str:
     rows["time"] = f"about {duration(report['seconds'])} for {report['tokens']:,.0f} tokens on one device"
     width = max(map(len, rows)) + 2
     lines = [f"{name:<{width}}{value}" for name, value in rows.items()]
+    if "remoe" in report["blocks"]:
+        lines.append(
+            "Memory and speed are those of half of the experts on, as training begins; at the target it is less."
+        )
     return "\n".join([*lines, "These are estimates; hyena pretrain --dry-run measures."])

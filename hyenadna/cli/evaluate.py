@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hyenadna.data.packed import Pack
     from hyenadna.data.splits import Split
     from hyenadna.inference.evaluation import Evaluation
+    from hyenadna.inference.expert_usage import ExpertUsage
     from hyenadna.model.language_model import HyenaDNA
 
 Part = Literal["test", "valid", "train", "all"]
@@ -43,6 +44,15 @@ _Contigs = Annotated[
 _Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for tables (TSV), evaluation.json and plots (PNG).")
 ]
+_Experts = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=1,
+        max=8,
+        help="Also write experts.tsv: which experts are on after each K-mer, in regions and in soft-masked bases.",
+    ),
+]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation in the output folder.")]
 
 
@@ -54,6 +64,7 @@ def evaluate(
     length: _Length = None,
     max_bases: _MaxBases = None,
     regions: _Regions = None,
+    experts: _Experts = None,
     contigs: _Contigs = None,
     out: _Out = None,
     as_json: options.Json = False,
@@ -65,6 +76,8 @@ def evaluate(
     """Bits per base next to Markov models on the same bases. Example: hyena evaluate -m run/model -o report"""
     beds = _named_regions(regions or [])
     _check_out(out, overwrite)
+    if experts is not None and out is None:
+        raise UsageError("--experts writes a table; say by -o into which folder")
     import torch
 
     from hyenadna.data.genomes import ecoli
@@ -79,10 +92,39 @@ def evaluate(
     if fasta is None:
         _refuse_the_bundled(model, pack)
     network = HyenaDNA.from_pretrained(model, device=place)
+    if experts is not None and network.config.feed_forward != "remoe":
+        raise UsageError(f"--experts: {model} has none; models pretrained with --feed-forward remoe have")
     data = _data(model, network.config.filter_length, pack, split, contigs, length)
+    # first, since it is what may be asked for in vain: k-mers that fit into no window
+    usage = None if experts is None else _expert_usage(network, data, beds, max_bases, experts)
     result, markov_provenance = _measure(network, data, beds, max_bases, "float32" if dtype == "auto" else dtype)
     provenance = data.provenance() | markov_provenance | _model_provenance(model, network) | {"device": str(place)}
     _report(result, provenance, out, as_json)
+    if usage is not None and out is not None:
+        usage.write(out / "experts.tsv")
+
+
+def _expert_usage(
+    network: "HyenaDNA", data: "_Data", beds: dict[str, Path], max_bases: int | None, k: int
+) -> "ExpertUsage":
+    from hyenadna.inference.expert_usage import expert_usage
+
+    return expert_usage(
+        network.eval(),
+        data.pack,
+        data.intervals,
+        length=data.length,
+        k=k,
+        regions=_regions(data, beds),
+        max_bases=max_bases,
+        batch_tokens=_BATCH_TOKENS[network.device.type],
+    )
+
+
+def _regions(data: "_Data", beds: dict[str, Path]) -> "dict[str, list[Interval]]":
+    from hyenadna.data.intervals import read_bed
+
+    return {name: [region.interval for region in read_bed(path, data.pack.lengths)] for name, path in beds.items()}
 
 
 def _measure(
@@ -91,12 +133,10 @@ def _measure(
     """Train the Markov models, and measure all models."""
     import torch
 
-    from hyenadna.data.intervals import read_bed
     from hyenadna.inference import markov
     from hyenadna.inference.evaluate import evaluate as measure
 
-    lengths = data.pack.lengths
-    regions = {name: [region.interval for region in read_bed(path, lengths)] for name, path in beds.items()}
+    regions = _regions(data, beds)
     baselines, chosen = markov.fit(data.pack, data.split.train, data.split.valid)
     result = measure(
         network,
@@ -196,20 +236,17 @@ def _data(model: str, filter_length: int, pack: "Pack", part: Part, contigs: str
 
 def stored_split(model: str, pack: "Pack") -> "Split | None":
     """The split that the model was trained with, if it is one of this genome: same contigs, same lengths."""
-    from hyenadna.data.splits import read_splits
+    from hyenadna.data.splits import matching_split, read_splits
     from hyenadna.model.hub import find_model
 
     path = find_model(model) / "split.json"
-    known = [split for split in read_splits(path) if split.lengths == pack.lengths] if path.exists() else []
-    if not known:
-        return None
-    same = [split for split in known if split.sequence_sha256 == pack.sequence_sha256]
-    if not same:
+    split = matching_split(read_splits(path), pack) if path.exists() else None
+    if split is not None and split.sequence_sha256 != pack.sequence_sha256:
         notice(
-            f"{pack.source} has the contigs of {known[0].source}, which the model was trained on, but not its sequence "
-            f"(SHA-256 {pack.sequence_sha256[:12]}, not {known[0].sequence_sha256[:12]}): the stored split is used"
+            f"{pack.source} has the contigs of {split.source}, which the model was trained on, but not its sequence "
+            f"(SHA-256 {pack.sequence_sha256[:12]}, not {split.sequence_sha256[:12]}): the stored split is used"
         )
-    return (same or known)[0]
+    return split
 
 
 def _refuse_the_bundled(model: str, pack: "Pack") -> None:

@@ -20,10 +20,15 @@ def finetune(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a model to labelled sequences, and measure it on a test part. Example: hyena finetune my.csv --method lora"""
+    from hyenadna.finetune import diversity, plan
     from hyenadna.finetune import finetune as command
-    from hyenadna.finetune import plan
 
-    if dry_run:
+    if config.objective == "diversity":
+        if dry_run:
+            result = diversity.dry_run(config, overwrite=overwrite)
+        else:
+            result = diversity.finetune(config, overwrite=overwrite).result()
+    elif dry_run:
         result = plan.dry_run(config, overwrite=overwrite)
     else:
         result = command.finetune(config, overwrite=overwrite).result()

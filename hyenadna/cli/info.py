@@ -16,7 +16,9 @@ _PARTS = (
     ("embedding", "embeddings"),
     ("filter networks", "filter_fn"),
     ("short filters", "short_filter"),
+    ("norms", "norm"),
     ("projections", "mixer"),
+    ("routers", "mlp.router"),
     ("feed-forward", "mlp"),
     ("norms", ""),
 )
@@ -47,17 +49,26 @@ def info(
 
 def describe(found: "Checkpoint") -> dict[str, Any]:
     """Everything that the files say of a model, as JSON holds it; the probe is not run."""
+    from hyenadna.model.config import MIXERS
     from hyenadna.model.packed_linear import weight_count
 
     config = found.model.config
+    mixers, remoe = set(config.layers), config.feed_forward == "remoe"
     split = found.json("split.json") if (found.folder / "split.json").is_file() else None
     return {
         "model": str(found.folder),
         "layout": found.layout,
         "format_version": found.description.get("format_version"),
         "layers": config.layers,
+        "blocks_by_mixer": {name: config.layers.count(letter) for letter, name in MIXERS.items() if letter in mixers},
+        "heads": config.heads if mixers & set("LS") else None,
+        "kv_heads": config.kv_heads if "S" in mixers else None,
+        "slopes": config.slopes if "L" in mixers else None,
         "d_model": config.d_model,
+        "feed_forward": config.feed_forward,
         "d_inner": config.d_inner,
+        "experts": config.experts if remoe else None,
+        "active_experts": config.active_experts if remoe else None,
         "filter_length": config.filter_length,
         "context": config.filter_length - 2,
         "filter_shift": config.filter_shift,
@@ -116,6 +127,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("model", facts["model"]),
         ("layout", facts["layout"] + (f", format {version}" if version else "")),
         ("blocks", f"{blocks} ({facts['layers']}), width {facts['d_model']}, feed-forward {facts['d_inner']}"),
+        *_hybrid_lines(facts),
         ("context", f"{facts['context']:,} bases (filters of {facts['filter_length']:,} taps)"),
         ("filter shift", f"{facts['filter_shift']:g}" + _if_published(facts, " (not recorded in the files)")),
         ("N", {"n": "read as N", "pad": "read as PAD"}[facts["n_token"]]),
@@ -132,6 +144,21 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows) + 2
     return [f"{name:<{width}}{value}".rstrip() for name, value in rows]
+
+
+def _hybrid_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What only models have that are not Hyena and dense throughout."""
+    lines = []
+    if facts["heads"]:
+        keys = f", {facts['kv_heads']} of keys and values" if facts["kv_heads"] else ""
+        decays = f", decays {facts['slopes']}" if facts["slopes"] else ""
+        lines += [("  " + name, str(count)) for name, count in facts["blocks_by_mixer"].items()]
+        lines.append(("  heads", f"{facts['heads']}{keys}{decays}"))
+    if facts["experts"]:
+        wide = facts["d_inner"] // facts["active_experts"]
+        of = f"{facts['experts']} a block, each {wide} wide, of which {facts['active_experts']} on at the target"
+        lines.append(("experts", of))
+    return lines
 
 
 def _quantization_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ VERBS = {
     "finetune": "hyenadna.cli.finetune:finetune",
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
+    "generate": "hyenadna.cli.generate:generate",
     "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
     "serve": "hyenadna.cli.serve:serve",
@@ -139,7 +140,7 @@ def _hyena(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """DNA language models at single-nucleotide resolution: pretrain, fine-tune, predict, embed, evaluate, serve.
+    """DNA language models at single-nucleotide resolution: pretrain, fine-tune, predict, generate, evaluate, serve.
 
     Results go to stdout or to -o, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad input data,
     137 out of memory, 130 and 143 ended by SIGINT and SIGTERM.
@@ -148,9 +149,14 @@ def _hyena(
 
 def main() -> None:
     """The console script; ends the process with the exit code."""
-    # Python's own KeyboardInterrupt would end as a plain failure
-    signal.signal(signal.SIGINT, _interrupt)
-    app(prog_name="hyena")
+    # Python's own KeyboardInterrupt would end as a plain failure, and a signal's default without a word or an exit code
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app(prog_name="hyena")
+    except Interrupted as error:  # while the verb's own modules were loaded
+        print(f"hyena: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

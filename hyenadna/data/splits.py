@@ -98,6 +98,13 @@ def read_splits(path: Path) -> tuple[Split, ...]:
         raise InputError(f"{path} cannot be read as a stored split: {error!r}") from error
 
 
+def matching_split(splits: Sequence[Split], pack: Pack) -> Split | None:
+    """The split that is one of this genome: same contigs, same lengths, and the same bases if there is a choice."""
+    known = [split for split in splits if split.lengths == pack.lengths]
+    same = [split for split in known if split.sequence_sha256 == pack.sequence_sha256]
+    return next(iter(same or known), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Block:
     interval: Interval

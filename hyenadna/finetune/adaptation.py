@@ -10,7 +10,7 @@ Pooling = Literal["mean", "max", "last", "attention", "positions"]
 ReadOut = Literal["head", "label-tokens"]
 Projection = Literal["in_proj", "out_proj", "fc1", "fc2"]
 PROJECTIONS: tuple[Projection, ...] = ("in_proj", "out_proj", "fc1", "fc2")
-"""The linear layers of a block: the two of the Hyena operator, the two of the feed-forward layer."""
+"""The linear layers of a block: the two of its mixer, the two of its feed-forward layer, or of each of its experts."""
 LONGEST_PROMPT = 32_768
 
 
@@ -41,7 +41,8 @@ class Adaptation:
     lora_alpha: float = 16.0
     """Weight updates of LoRA are scaled by alpha / rank."""
     lora_projections: tuple[Projection, ...] = ("in_proj", "out_proj")
-    """Which linear layers of each block LoRA updates: in_proj, out_proj, fc1, fc2."""
+    """Which linear layers of each block LoRA updates: in_proj, out_proj of its mixer; fc1, fc2, of every expert where
+    there are experts."""
     prompt_length: int = 32
     """Embeddings of the soft prompt, 0 to 32,768; they count against the model's context."""
     prompt_init: Literal["normal", "sequence"] = "normal"

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from hyenadna.errors import UsageError
 from hyenadna.finetune.sequence_model import SequenceModel
-from hyenadna.model.prefix import item_by_item
+from hyenadna.model.hyena import item_by_item
 
 
 class AdapterBatch:
     """Several adapters of one base in one batch, item by item.
 
     Items with soft prompts and heads go through the base together, each with its own prompt's state and read-out. Items
-    with LoRA go through in one group an adapter, whose weights are its own. Prediction only: without gradients.
+    with LoRA go through in one group an adapter, whose weights are its own; so do items with soft prompts before a base
+    that has other layers than Hyena's, because states of prompts of different lengths do not fit one batch there.
+    Prediction only: without gradients.
 
     Parameters
     ----------
@@ -33,7 +35,12 @@ class AdapterBatch:
                 "same model"
             )
         self.models = [model.eval() for model in models]
-        alone = [number for number, model in enumerate(models) if model.adaptation.method == "lora"]
+        joins = set(models[0].base.config.layers) == {"H"}
+        alone = [
+            number
+            for number, model in enumerate(models)
+            if model.adaptation.method == "lora" or (model.prompt is not None and not joins)
+        ]
         together = [number for number in range(len(models)) if number not in alone]
         self._groups = [group for group in (together, *([number] for number in alone)) if group]
 
@@ -76,7 +83,7 @@ class AdapterBatch:
 
     def _hidden(self, group: list[int], tokens: Tensor, lengths: Tensor, which: Tensor) -> Tensor:
         """The hidden states (B, L, D) of the items of a group."""
-        if self.models[group[0]].adaptation.method == "lora":
+        if len(group) == 1:
             return self.models[group[0]].hidden(tokens, lengths)
         present, position = which.unique(return_inverse=True)
         prefixes = []

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.errors import UsageError
 from hyenadna.finetune.adaptation import Adaptation
+from hyenadna.finetune.diversity_config import Objective
 
 _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
@@ -27,7 +28,7 @@ _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(DataConfig, Adaptation):
+class FinetuneConfig(DataConfig, Adaptation, Objective):
     """A fine-tuning run. Fields that are None are set to what suits the method and the machine, and printed.
 
     Raises
@@ -97,7 +98,7 @@ class FinetuneConfig(DataConfig, Adaptation):
     """CPU threads (default: the CPUs that this process may use)."""
 
     def __post_init__(self) -> None:
-        for parent in (DataConfig, Adaptation):
+        for parent in (DataConfig, Adaptation, Objective):
             check = getattr(parent, "__post_init__", None)
             if check is not None:
                 check(self)

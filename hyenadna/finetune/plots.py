@@ -10,7 +10,6 @@ from hyenadna.plots import BASELINE, EXTRA, MODEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _COLOURS = (MODEL, BASELINE, EXTRA, "#E69F00", "#CC79A7", "#56B4E9", "#999999", "#000000")
 MOST_CURVES = len(_COLOURS)
@@ -31,15 +30,6 @@ class Curve(NamedTuple):
     """In the legend of the ROC curves; a curve without one is not named there."""
     auprc: str = ""
     """In the legend of the precision-recall curves."""
-
-
-def side_by_side(width: float = 9.6, height: float = 4.6) -> "tuple[Figure, list[Axes]]":
-    """An empty figure of two square panels beside each other, in inches."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(width, height), layout="constrained")
-    panels = drawn.subplots(1, 2)
-    return drawn, list(panels)
 
 
 def roc_and_precision_recall(axes: "Sequence[Axes]", curves: Sequence[Curve], positives: float) -> "Sequence[Axes]":

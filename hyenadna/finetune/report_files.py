@@ -105,7 +105,7 @@ def draw_curves(
         title += shown if task.kind == "binary" else f"; {one}"
     if not curves:
         return
-    drawn, panels = drawings.side_by_side()
+    drawn, panels = plots.side_by_side()
     drawings.roc_and_precision_recall(panels, curves, positives)
     drawn.suptitle(title, fontsize="medium")
     rows: list[list[Any]] = []

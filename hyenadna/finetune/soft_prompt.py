@@ -2,7 +2,7 @@
 
 Lester et al. 2021; Nguyen et al. 2023. n embeddings (n, D) stand before the sequence, as if n tokens did.
 What they do to the sequence is exact and cheap: the prompt's own hidden states are computed once for a batch, and only
-the state that they leave is carried into it (hyenadna/model/prefix.py), so that a training step costs n + B L positions
+the state that they leave is carried into it (hyenadna/model/state.py), so that a training step costs n + B L positions
 and not B (n + L), and prediction, where the state is kept, B L. Departs from the paper's code: one dropout mask for a
 batch, because the prompt is one row.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenadna.model.language_model import HyenaDNA
-from hyenadna.model.prefix import Prefix
+from hyenadna.model.state import State
 
 _DEVIATION = 0.02
 
@@ -32,7 +32,7 @@ class SoftPrompt(nn.Module):
         self.embeddings = nn.Parameter(_DEVIATION * torch.randn(n, d_model))
         self.dropout = dropout
         self._made_of: Tensor | None = None
-        self._kept: dict[tuple[int, torch.dtype | None], Prefix | None] = {}
+        self._kept: dict[tuple[int, torch.dtype | None], State | None] = {}
 
     @torch.no_grad()
     def initialise_from(self, embedded: Tensor) -> None:
@@ -40,7 +40,7 @@ class SoftPrompt(nn.Module):
         n = len(self.embeddings)
         self.embeddings.copy_(embedded.repeat(-(-n // len(embedded)), 1)[:n])
 
-    def before(self, base: HyenaDNA, L: int) -> Prefix | None:
+    def before(self, base: HyenaDNA, L: int) -> State | None:
         """What the prompt leaves to sequences of L tokens in this model; None if n is 0.
 
         With gradients it is made for L and reaches back to the prompt. Without, it is made for the next power of two,

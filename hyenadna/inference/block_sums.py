@@ -33,7 +33,7 @@ class BlockSums:
     def __init__(self, plan: WindowPlan, order: int, regions: Mapping[str, Sequence[Interval]]) -> None:
         self.columns = Columns(order, (*regions, SOFT_MASKED), bins=(plan.length - 1).bit_length())
         self._context = plan.context
-        self._edges = [_edges(intervals) for intervals in regions.values()]
+        self._edges = [edges_of(intervals) for intervals in regions.values()]
         self._contigs: dict[str, int] = {}
         self._rows: dict[int, NDArray[np.float64]] = {}
 
@@ -98,15 +98,8 @@ class BlockSums:
         self, windows: Sequence[Window], places: Sequence[NDArray[np.int64]], letters: NDArray[np.uint8]
     ) -> Iterator[NDArray[np.bool_]]:
         """Of each annotation, whether each base is inside."""
-        nowhere = np.zeros(0, dtype=np.int64)
-        for edges in self._edges:
-            yield np.concatenate(
-                [
-                    np.searchsorted(edges.get(window.interval.contig, nowhere), place, side="right") % 2 == 1
-                    for window, place in zip(windows, places, strict=True)
-                ]
-            )
-        yield letters >= _LOWER_CASE
+        yield from (inside(edges, windows, places) for edges in self._edges)
+        yield is_lower_case(letters)
 
 
 def _sums(
@@ -117,7 +110,25 @@ def _sums(
     return np.stack([np.bincount(kept, weights=row[chosen], minlength=size) for row in values], axis=1)
 
 
-def _edges(intervals: Sequence[Interval]) -> dict[str, NDArray[np.int64]]:
+def is_lower_case(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Of letters in ASCII."""
+    return letters >= _LOWER_CASE
+
+
+def inside(
+    edges: Mapping[str, NDArray[np.int64]], windows: Sequence[Window], places: Sequence[NDArray[np.int64]]
+) -> NDArray[np.bool_]:
+    """Of each base of windows, one window after the other, whether it lies in the intervals of these edges."""
+    nowhere = np.zeros(0, dtype=np.int64)
+    return np.concatenate(
+        [
+            np.searchsorted(edges.get(window.interval.contig, nowhere), place, side="right") % 2 == 1
+            for window, place in zip(windows, places, strict=True)
+        ]
+    )
+
+
+def edges_of(intervals: Sequence[Interval]) -> dict[str, NDArray[np.int64]]:
     """Of each contig, start, end, start, end ... of the union of the intervals, in order."""
     union: dict[str, list[int]] = {}
     for interval in merge(intervals):

@@ -12,7 +12,8 @@ from hyenadna.inference.bootstrap import Estimate
 from hyenadna.inference.evaluation import Comparison, ContextBin, Evaluation
 
 FILES = (
-    "evaluation.json", "models.png", "models.tsv", "context.png", "context.tsv", "annotations.png", "annotations.tsv",
+    "evaluation.json", "experts.tsv", "models.png", "models.tsv", "context.png", "context.tsv", "annotations.png",
+    "annotations.tsv",
 )  # fmt: skip
 """What `write` may write."""
 
@@ -93,6 +94,7 @@ def write(evaluation: Evaluation, provenance: Mapping[str, Any], folder: Path) -
     ------
     WriteError              the disk is full or the folder read-only
     """
+    (folder / "experts.tsv").unlink(missing_ok=True)  # of an earlier evaluation; the command writes a new one itself
     write_json(folder / "evaluation.json", {**provenance, **evaluation.to_json()})
     drawn, ax = plots.figure()
     plain = np.array([_triple(line.bits_per_base) for line in evaluation.baselines[1:]]).T

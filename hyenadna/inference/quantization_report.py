@@ -15,7 +15,7 @@ from hyenadna.model.language_model import QUANTIZED
 
 JSON, PICTURE = "quantization.json", "quantization.png"
 """What lies in the quantised folder beside the model."""
-NEVER = "embedding, output head, norms, biases, filter networks, short filters"
+NEVER = "embedding, output head, norms, biases, routers, filter networks, short filters"
 """What is not quantised: little, and all that the model computes goes through it."""
 
 _AGREEMENT = (
@@ -147,7 +147,7 @@ def _sizes(report: Report) -> list[str]:
         "",
         f"{'bytes':<20}{'before':>14}{'after':>14}",
         f"{'quantised matrices':<20}{dense:>14,}{packed:>14,}   {packed / dense:.1%}: {', '.join(QUANTIZED)} "
-        f"of {len(chosen.matrices) // len(QUANTIZED)} blocks",
+        f"of {len(chosen.blocks)} blocks",
         f"{'never quantised':<20}{before - dense:>14,}{chosen.bytes - packed:>14,}   {NEVER}",
         f"{'all tensors':<20}{before:>14,}{chosen.bytes:>14,}   {chosen.bytes / before:.1%}",
     ]

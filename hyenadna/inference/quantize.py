@@ -197,8 +197,8 @@ def quantize(
     """The quantised child of a dense model: the matrices of its blocks in few bits, all else as it was.
 
     Quantised are the projections of the mixers and of the feed-forward layers (`QUANTIZED`); never embeddings, norms,
-    biases, filter networks and short filters, which are small and through which everything goes. After scales and zero
-    points have been rounded to what is stored, each code is chosen again, as the nearest one on that grid.
+    biases, routers, filter networks and short filters, which are small and through which everything goes. After scales
+    and zero points have been rounded to what is stored, each code is chosen again, as the nearest one on that grid.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ The ratio is ln p(alternative) - ln p(reference) in nats, over all bases of the 
 changed one among them: positive where the model finds the alternative likelier.
 
 A causal model gives both the same up to the change. So changes that lie near each other are read together, as one
-batch of what stands at and after the first of them, behind a prefix that is computed once (`hyenadna.model.prefix`):
+batch of what stands at and after the first of them, behind a prefix that is computed once (`hyenadna.model.state`):
 for all single-base changes of L bases about 3 L^2 / 2 tokens, where whole sequences would take 3 L^2. The reference is
 a row of every batch, because two rows of one batch are rounded alike, and their difference is the smaller for it.
 

@@ -323,8 +323,9 @@ tags: [dna, genomics, hyena]
 ---
 # HyenaDNA, {parameters:,} parameters
 
-A causal language model of DNA at single-nucleotide resolution: {config.n_layer} blocks of width {config.d_model},
-context up to {config.filter_length:,} tokens, filter shift {config.filter_shift:g}, N read as {config.n_token.upper()}.
+A causal language model of DNA at single-nucleotide resolution: {config.n_layer} blocks ({config.blocks}) of width
+{config.d_model}, context up to {config.filter_length:,} tokens, filter shift {config.filter_shift:g}, N read as
+{config.n_token.upper()}.
 
 {_packed_in_words(model)}How it was trained is not recorded here: neither the data, nor the split, nor metrics.
 

@@ -12,6 +12,8 @@ from hyenadna.model.weights import read_json
 MODEL_FILES = ("config.json", "model.safetensors", "probe.json", "README.md")
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors", "README.md", "model")
 """Of an adapted model; the last is the folder of a model that was fine-tuned as a whole."""
+HEAD_FILES = ("diversity.json", "diversity.safetensors", "README.md", "diversity.png", "diversity.tsv")
+"""Of a diversity head."""
 MARK = "<!-- written by hyenadna: this folder may be replaced as a whole -->"
 """The last line of README.md in the published layouts, whose config.json has no room to say so."""
 
@@ -84,6 +86,8 @@ def _written(folder: Path) -> set[str]:
     try:
         if (folder / "adapter.json").is_file() and "format_version" in read_json(folder / "adapter.json"):
             return set(ADAPTER_FILES)
+        if (folder / "diversity.json").is_file() and "format_version" in read_json(folder / "diversity.json"):
+            return set(HEAD_FILES)
         description = read_json(folder / "config.json")
         if "format_version" in description:
             return {*MODEL_FILES, *map(str, description.get("extra", ()))}

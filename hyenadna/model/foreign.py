@@ -107,11 +107,12 @@ def hugging_face_files(model: HyenaDNA, tensors: Mapping[str, Tensor]) -> dict[s
 
     Raises
     ------
-    UsageError              the filters' shift is not the one that the port is fixed to
+    UsageError              the filters' shift is not the one that the port is fixed to, or blocks that it cannot hold
     """
     import safetensors.torch
 
     config = model.config
+    _check_blocks(config)
     if config.filter_shift != PUBLISHED_SHIFT:
         raise UsageError(
             f"this model's filter shift is {config.filter_shift:g} and the Hugging Face port always adds "
@@ -138,9 +139,11 @@ def original_files(model: HyenaDNA, tensors: Mapping[str, Tensor]) -> dict[str, 
 
     Raises
     ------
-    UsageError              the head is not the embedding, which the original code takes for granted
+    UsageError              the head is not the embedding, which the original code takes for granted, or blocks that it
+                            cannot hold
     """
     config = model.config
+    _check_blocks(config)
     if not config.tie_head:
         raise UsageError("this model's output head is not its embedding, as the original layout has it; write `hf`")
     stored = {}
@@ -168,6 +171,14 @@ def original_files(model: HyenaDNA, tensors: Mapping[str, Tensor]) -> dict[str, 
     checkpoint = io.BytesIO()
     torch.save({"state_dict": stored}, checkpoint)
     return {"config.json": _json(fields), "weights.ckpt": checkpoint.getvalue()}
+
+
+def _check_blocks(config: HyenaConfig) -> None:
+    if set(config.layers) != {"H"} or config.feed_forward != "mlp":
+        raise UsageError(
+            f"this model's blocks are {config.blocks}, and the published layouts hold Hyena blocks with dense "
+            "feed-forward layers only; write the layout `hyena`"
+        )
 
 
 def _config(description: Mapping[str, Any], where: Path, filter_shift: float | None) -> HyenaConfig:

@@ -1,27 +1,26 @@
 """HyenaDNA: a causal language model of nucleotides."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hyenadna.errors import InputError, SequenceTooLong, ShapeError, UsageError
-from hyenadna.kernels.mlp import gelu, mlp
-from hyenadna.kernels.working_set import Workspace, bytes_to_keep, rows_at_once
+from hyenadna.model.backbone import Backbone
 from hyenadna.model.config import HyenaConfig, Quantization
-from hyenadna.model.filter import HyenaFilter
-from hyenadna.model.hyena import HyenaOperator
-from hyenadna.model.packed_linear import DenseLinear, Linear, linear_layers
-from hyenadna.model.prefix import LayerState, Prefix
-from hyenadna.model.spectra import KeptSpectra
+from hyenadna.model.packed_linear import Linear
+from hyenadna.model.state import State
+
+if TYPE_CHECKING:
+    from hyenadna.inference.generation import Generated
 
 QUANTIZED = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
-"""The layers of a block whose weights a quantised model packs; embeddings, norms and filters never are."""
+"""The layers of a block whose weights a quantised model packs, the last two of every expert if the block has experts.
+
+Embeddings, norms, filters and routers never are."""
 
 
 class Output(NamedTuple):
@@ -31,120 +30,6 @@ class Output(NamedTuple):
     """(B, L, 16): at position t, of the token at t + 1. float32, or float64 for a float64 model."""
     hidden: Tensor
     """(B, L, D): the last hidden states, after the final norm."""
-
-
-class Mlp(nn.Module):
-    """fc2(GELU(fc1 x)) with the tanh form of GELU; (..., D) -> (..., D)."""
-
-    def __init__(self, d_model: int, d_inner: int, linear: Callable[[int, int], Linear] = DenseLinear) -> None:
-        super().__init__()
-        self.fc1 = linear(d_model, d_inner)
-        self.fc2 = linear(d_inner, d_model)
-        self.d_inner = d_inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Each position by itself."""
-        if not torch.is_grad_enabled():
-            return cast(Tensor, self.fc2(gelu(self.fc1(x))))
-        if isinstance(self.fc1, DenseLinear) and isinstance(self.fc2, DenseLinear):
-            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        # as the fused layer does: GELU's input is kept for the backward pass if that takes little memory
-        if x[..., 0].numel() * self.d_inner * x.itemsize > bytes_to_keep(x.device):
-            return cast(Tensor, checkpoint(self._by_parts, x, use_reentrant=False))
-        return self._by_parts(x)
-
-    def _by_parts(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
-
-
-class Block(nn.Module):
-    """x + mixer(norm x), then x + mlp(norm x); the stream x stays in float32 whatever the parts compute in."""
-
-    def __init__(self, config: HyenaConfig, spectra: KeptSpectra, linear: Callable[[int, int], Linear]) -> None:
-        super().__init__()
-        long_filter = HyenaFilter(
-            config.d_model,
-            length=config.filter_length,
-            width=config.filter_order,
-            emb_dim=config.emb_dim,
-            sine_frequency=config.sine_frequency,
-            shift=config.filter_shift,
-        )
-        self.mixer = HyenaOperator(
-            config.d_model, long_filter, short_filter_taps=config.short_filter_taps, spectra=spectra, linear=linear
-        )
-        self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.d_model, config.d_inner, linear)
-        self.dropout = nn.Dropout(config.resid_dropout)
-
-    def forward(self, x: Tensor, workspace: Workspace | None = None, state: LayerState | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D), behind the prefix whose state is given."""
-        if not torch.is_grad_enabled():
-            return self._by_rows(x, workspace, state)
-        x = x + cast(Tensor, self.dropout(self.mixer(_normed(self.norm1, x), state)))
-        return x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
-
-    def prefix(self, x: Tensor, L: int, goes_on: bool) -> tuple[Tensor, LayerState]:
-        """Of a row (1, n, D): the row after this block, or as it was where none follows, and its state for L tokens."""
-        mixed, state = self.mixer.prefix(_normed(self.norm1, x), L)
-        if goes_on:
-            x = x + cast(Tensor, self.dropout(self.mixer.out_proj(mixed.T)[None]))
-            x = x + cast(Tensor, self.dropout(self.mlp(_normed(self.norm2, x))))
-        return x, state
-
-    def _by_rows(self, x: Tensor, workspace: Workspace | None, state: LayerState | None) -> Tensor:
-        """The same without gradients, some positions at a time wherever positions do not depend on each other."""
-        B, L, _ = x.shape
-        rows, size = x.reshape(B * L, -1), rows_at_once(x.device)
-        mixed = self.mixer.mix((_normed(self.norm1, part) for part in rows.split(size)), B, L, workspace, state)
-        out = torch.empty_like(rows)
-        for x_part, y_part, out_part in zip(rows.split(size), mixed.T.split(size), out.split(size), strict=True):
-            stream = x_part + self.dropout(self.mixer.out_proj(y_part))
-            torch.add(stream, self.dropout(self.mlp(_normed(self.norm2, stream))), out=out_part)
-        return out.view_as(x)
-
-
-class Backbone(nn.Module):
-    """Embedding, blocks and final norm; tokens (B, L) -> hidden states (B, L, D)."""
-
-    def __init__(self, config: HyenaConfig, quantization: Quantization | None = None) -> None:
-        super().__init__()
-        self.embeddings = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_rows, config.d_model)})
-        self.dropout = nn.Dropout(config.embed_dropout)
-        spectra, linear = KeptSpectra(), linear_layers(quantization)
-        self.layers = nn.ModuleList(Block(config, spectra, linear) for _ in config.layers)
-        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.checkpoint_activations = False
-
-    def forward(self, tokens: Tensor, prefix: Prefix | None = None, *, blocks: int | None = None) -> Tensor:
-        """Hidden states of tokens, in the dtype of the final norm; those of a prefix are not among them.
-
-        With fewer than all blocks, those after so many, before any norm.
-        """
-        x = _stream(self.dropout(self.embeddings["word_embeddings"](tokens)))
-        workspace = None if torch.is_grad_enabled() else Workspace()
-        states = (None,) * len(self.layers) if prefix is None else prefix.layers
-        for layer, state in zip(self.layers[:blocks], states[:blocks], strict=True):
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, None, state, use_reentrant=False))
-            else:
-                x = layer(x, workspace, state)
-        if blocks is not None and blocks < len(self.layers):
-            return x
-        return _normed(self.ln_f, x)
-
-    def prefix(self, embeddings: Tensor, L: int) -> Prefix:
-        """What the embeddings (n, D) leave in every layer for sequences of up to L tokens that follow them."""
-        x, states = _stream(embeddings)[None], []
-        for number, layer in enumerate(self.layers, 1):
-            through, goes_on = cast(Block, layer).prefix, number < len(self.layers)
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x, state = checkpoint(through, x, L, goes_on, use_reentrant=False)
-            else:
-                x, state = through(x, L, goes_on)
-            states.append(state)
-        return Prefix(tuple(states))
 
 
 class HyenaDNA(nn.Module):
@@ -182,13 +67,14 @@ class HyenaDNA(nn.Module):
             self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
         self._initialize()
 
-    def forward(self, tokens: Tensor, *, prefix: Prefix | None = None) -> Output:
+    def forward(self, tokens: Tensor, *, prefix: State | None = None) -> Output:
         """Logits and hidden states of a batch of right-padded sequences.
 
         Parameters
         ----------
         tokens : Tensor (B, L)          any integer dtype; ids of `hyenadna.data.tokenizer`
-        prefix : Prefix, optional       what stands before every sequence, or before each its own, from `prefix`
+        prefix : State, optional
+            What stands before every sequence, or before each its own, from `prefix` or `extend`; it is left as it is.
 
         Returns
         -------
@@ -196,18 +82,49 @@ class HyenaDNA(nn.Module):
 
         Raises
         ------
-        SequenceTooLong                 L is larger than config.filter_length, or than what the prefix was made for
+        SequenceTooLong                 prefix and sequence are longer than config.filter_length
         InputError                      not a batch of sequences, or one without tokens
         ShapeError, a ValueError        the prefix is neither of one row nor of B
+        UsageError                      the prefix is spent
         """
         self._check(tokens)
         if prefix is not None:
-            prefix.check(*tokens.shape)
+            prefix.check(len(tokens), tokens.shape[1], self.config.filter_length)
         hidden = self.backbone(tokens.long(), prefix)
-        head = self.output_weight
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = F.linear(hidden.to(head.dtype), head)
-        return Output(logits.double() if logits.dtype == torch.float64 else logits.float(), hidden)
+        return Output(self.logits(hidden), hidden)
+
+    def extend(self, tokens: Tensor, state: State | None = None, *, ahead: int = 0) -> tuple[Tensor, State]:
+        """Logits of tokens that go on where a state ends, and the state behind them.
+
+        Reading a sequence in pieces of any lengths gives what `forward` gives of the whole. The state that was given is
+        spent: what it holds goes into the new one. To go on from it twice, take a branch with `state.repeat` before. A
+        state that was made in `torch.inference_mode` goes on in that mode alone.
+
+        Parameters
+        ----------
+        tokens : Tensor (B, m)          any integer dtype, m >= 1
+        state : State, optional         of B rows, or of one that all sequences share; None is the beginning
+        ahead : int
+            Tokens that will follow, as far as that is known: what they need of these is then computed at once. It
+            changes speed and memory, never the result.
+
+        Returns
+        -------
+        logits : Tensor (B, m, 16)      as those of `forward`
+        state : State                   of B rows
+
+        Raises
+        ------
+        SequenceTooLong                 more tokens in all than config.filter_length
+        InputError                      not a batch of sequences, or one without tokens
+        ShapeError, a ValueError        the state is neither of one row nor of B
+        UsageError                      the state is spent, or ahead is under 0
+        """
+        self._check(tokens)
+        if ahead < 0:
+            raise UsageError(f"ahead is {ahead}; allowed are 0 tokens and more")
+        hidden, after = self.backbone.extend(tokens, state, ahead=ahead)
+        return self.logits(hidden), after
 
     def hidden_states(self, tokens: Tensor, layer: int = -1) -> Tensor:
         """The hidden states after some block, (B, L, D); no later block and no logits are computed.
@@ -245,8 +162,8 @@ class HyenaDNA(nn.Module):
             )
         return layer % (n_layer + 1)
 
-    def prefix(self, embeddings: Tensor, L: int) -> Prefix | None:
-        """What embeddings leave to the sequences that they stand before; `hyenadna.model.prefix` says how.
+    def prefix(self, embeddings: Tensor, L: int) -> State | None:
+        """What embeddings leave to the sequences that they stand before; `hyenadna.model.state` says how.
 
         Without gradients it is made once and serves any number of batches; with them it is made anew for each.
 
@@ -257,7 +174,7 @@ class HyenaDNA(nn.Module):
 
         Returns
         -------
-        Prefix, for `forward`; None if n is 0
+        State of one row, for `forward`; None if n is 0
 
         Raises
         ------
@@ -291,9 +208,10 @@ class HyenaDNA(nn.Module):
     def projections(self) -> dict[str, Linear]:
         """The layers of all blocks that `QUANTIZED` names, by the names of their modules."""
         return {
-            f"backbone.layers.{number}.{name}": cast(Linear, layer.get_submodule(name))
+            f"backbone.layers.{number}.{name}": cast(Linear, module)
             for number, layer in enumerate(self.backbone.layers)
-            for name in QUANTIZED
+            for name, module in layer.named_modules()
+            if f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" in QUANTIZED
         }
 
     @property
@@ -308,11 +226,24 @@ class HyenaDNA(nn.Module):
 
         return load(source, **options)
 
+    def generate(self, prompt: str = "", *, length: int, **options: Any) -> "list[Generated]":
+        """Sequences that the model writes behind a prompt or from nothing; see `hyenadna.inference.generate`."""
+        from hyenadna.inference.generate import generate  # what the model is used for builds on it
+
+        return generate(self, prompt, length=length, **options)
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the model folder; see `hyenadna.model.checkpoint.save`."""
         from hyenadna.model.checkpoint import save  # checkpoint builds on this module
 
         save(self, folder, **options)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head says of last hidden states, (..., D) -> (..., 16); `forward` tells in which dtype."""
+        head = self.output_weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden.to(head.dtype), head)
+        return logits.double() if logits.dtype == torch.float64 else logits.float()
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.numel() == 0:
@@ -338,11 +269,3 @@ class HyenaDNA(nn.Module):
                 nn.init.normal_(module.weight, std=std * scale)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _stream(x: Tensor) -> Tensor:
-    return x.double() if x.dtype == torch.float64 else x.float()
-
-
-def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return cast(Tensor, norm(x.to(norm.weight.dtype)))

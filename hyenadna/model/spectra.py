@@ -91,8 +91,9 @@ def _of_all_channels(compute: Spectra, long_filter: HyenaFilter, transform: Tran
 
 
 def _nbytes(long_filter: HyenaFilter, transform: Transform) -> int:
-    # as many complex numbers as taps, but for one more where torch's own transform counts both ends
-    return 2 * len(long_filter.bias) * transform.taps * long_filter.dtype.itemsize
+    # torch's transform of real numbers gives both ends; ours has as many numbers as taps
+    numbers = transform.size // 2 + 1 if transform.backend == "torch" else transform.taps
+    return 2 * len(long_filter.bias) * numbers * long_filter.dtype.itemsize
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -37,7 +37,7 @@ def model_card(model: HyenaConfig, config: PretrainConfig, corpus: Corpus, best:
     )
     return f"""# HyenaDNA {config.size}, {config.max_length:,} bases of context
 
-A causal language model of DNA with one token a nucleotide: {model.n_layer} layers ({model.layers}), width
+A causal language model of DNA with one token a nucleotide: {model.n_layer} layers ({model.blocks}), width
 {model.d_model}, {parameters(model):,} parameters. Pretrained with hyenadna {__version__}.
 
 ## Data

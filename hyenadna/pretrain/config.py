@@ -11,12 +11,14 @@ from hyenadna.model.config import Size
 
 _COUNTS = (
     "warmup_from", "warmup_steps", "batch_tokens", "micro_batch_tokens", "steps", "tokens", "valid_every",
-    "valid_tokens", "checkpoint_every", "keep_last", "devices", "nodes", "threads",
+    "valid_tokens", "checkpoint_every", "keep_last", "devices", "nodes", "threads", "experts", "active_experts",
 )  # fmt: skip
 _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_COUNTS, lambda value: value >= 1, "at least 1"),
     (("max_length",), lambda value: value >= 2, "at least 2 bases"),
     (("lr", "filter_lr", "clip"), lambda value: value > 0, "a finite number above 0"),
+    (("sparsity_factor",), lambda value: 1 < value <= 10, "above 1 and at most 10"),
+    (("sparsity_start",), lambda value: 1e-8 <= value <= 10, "from 1e-8 to 10"),
     (("weight_decay",), lambda value: value >= 0, "a finite number, at least 0"),
     (
         ("warmup_share", "lr_warmup_share", "lr_final_share", "dropout", "max_n_share"),
@@ -55,7 +57,25 @@ class PretrainConfig:
     out: Path = Path("hyena-run")
     """Run folder: the model, its curves, metrics and checkpoints. The same command continues a run that stopped."""
     size: Size = "tiny-1k"
-    """Depth and width, by the name of a published model."""
+    """Depth, width and mixers, by the name of a published model or of a hybrid: tiny-1k-hs ends with softmax attention,
+    which copies what was seen once; tiny-1k-remoe has experts; small-32k-hhhs has one softmax layer in four, and
+    small-32k-llls Lightning Attention-2 before it, whose state does not grow; medium-160k-hls mixes all three."""
+    layers: str | None = None
+    """Mixer of each block instead of those of the size, one letter a block: H Hyena, L Lightning Attention-2, S softmax
+    attention; such as HHLS."""
+    feed_forward: Literal["mlp", "remoe"] | None = None
+    """Feed-forward part of each block instead of that of the size: mlp, or remoe for experts behind a ReLU router."""
+    experts: int | None = None
+    """Experts of a remoe block (default: those of the size, 8)."""
+    active_experts: int | None = None
+    """Experts that are on at the target sparsity (default: those of the size, 1)."""
+    sparsity_control: Literal["damped", "sign"] = "damped"
+    """How the penalty that switches experts off follows their sparsity: by its distance from the target, which is
+    1 - active experts / experts, and by its rise; or, as published, by the sign of the distance, which overshoots."""
+    sparsity_factor: float = 1.2
+    """By which the coefficient of that penalty changes in a step: as a whole, or to the power of the distance."""
+    sparsity_start: float = 1e-8
+    """Coefficient of that penalty at first: small, so that experts learn before they are switched off."""
     max_length: int | None = None
     """Longest context in bases, where the length warm-up ends (default: that of the size)."""
     warmup_from: int = 64

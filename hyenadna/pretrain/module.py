@@ -13,11 +13,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from hyenadna.data.sampler import WindowSampler
 from hyenadna.data.tokenizer import IGNORE, A, T
 from hyenadna.errors import NotFiniteError
+from hyenadna.model.experts import gates_of
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.length_warmup import LengthWarmup
 from hyenadna.pretrain.optimizer import adamw, cosine
+from hyenadna.pretrain.sparsity import SparsityControl, gate_counts
 
+EXPERT_METRICS = ("sparsity", "tokens_without_expert", "sparsity_coefficient")
+"""Of a step: the share of gates that are zero, that of tokens of which all are, and lambda; if there are experts."""
 MicroBatch = tuple[Tensor, Tensor]
 """inputs uint8 (B, L) and targets int64 (B, L)."""
 
@@ -80,13 +84,16 @@ class PretrainModule(pl.LightningModule):
 
     Lightning averages gradients over ranks and micro-batches, which need not hold equally many scored targets (N is
     not scored): each micro-batch's loss is therefore divided by its number of positions, and the sum corrected at the
-    end of the step by positions / targets over all ranks.
+    end of the step by positions / targets over all ranks. The penalty on the gates of experts, of which each
+    micro-batch has its own, is scaled alike, and so a mean in which a micro-batch weighs as much as its targets.
 
     Attributes
     ----------
     step : int                      optimizer steps done since the run began
     train_bits : float              bits per base of the last step, SEP left out
     gradient_norm : float           of the last step, before clipping
+    sparsity : SparsityControl      what steers the penalty on the gates; None if the model has no experts
+    expert_metrics : dict           what metrics.csv says of the experts in the last step, by `EXPERT_METRICS`
     busy : bool                     whether weights or files are being changed, so that a signal has to wait
     stop_requested : bool           set to end the run; the other ranks learn of it with the next step
     stop : bool                     whether any rank had asked for the end when the step was made: the same on all ranks
@@ -108,7 +115,12 @@ class PretrainModule(pl.LightningModule):
         self.busy = self.stop_requested = self.stop = False
         self.optimizer: torch.optim.AdamW | None = None
         self.optimizer_state: dict[str, object] | None = None  # of the checkpoint that the run resumes from
-        self._sums = torch.zeros(3, dtype=torch.float64)  # scored targets, scored bases, nats of the bases
+        self.sparsity = SparsityControl.of(
+            model, control=config.sparsity_control, factor=config.sparsity_factor, start=config.sparsity_start
+        )
+        self.expert_metrics: dict[str, float] = {}
+        # scored targets, scored bases, nats of the bases, and the counts of gates
+        self._sums = torch.zeros(7, dtype=torch.float64)
         self._not_finite: int | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -141,10 +153,17 @@ class PretrainModule(pl.LightningModule):
         micro_batch = batch_idx % self.micro_batches
         # dropout depends on seed, step, micro-batch and rank alone, so that a resumed run draws the same
         torch.manual_seed(hash((self.config.seed, self.step, micro_batch, self.trainer.global_rank)) % 2**63)
-        logits = self.model(inputs).logits
+        with gates_of(self.model) as gates:
+            logits = self.model(inputs).logits
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         nats, bases = nats_of_bases(logits.detach(), targets)
-        sums = torch.stack([(targets != IGNORE).sum(), bases, nats])
+        scored = (targets != IGNORE).sum()
+        counts = nats.new_zeros(4)
+        if self.sparsity is not None:
+            opened = gates.all()
+            loss = loss + scored * self.sparsity.penalty(opened)
+            counts = gate_counts(opened)
+        sums = torch.cat([torch.stack([scored, bases, nats]), counts])
         self._sums = sums if micro_batch == 0 else self._sums + sums
         if self._not_finite is None and not torch.isfinite(loss.detach()):
             self._not_finite = micro_batch
@@ -155,7 +174,7 @@ class PretrainModule(pl.LightningModule):
         sums = torch.cat([self._sums, self._sums.new_tensor([self.stop_requested])])
         totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(totals, Tensor)
-        targets, bases, nats, stop = totals.tolist()
+        targets, bases, nats, off, gates, without, tokens, stop = totals.tolist()
         self.stop = stop > 0
         stage = self.warmup.at(self.step)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -167,6 +186,9 @@ class PretrainModule(pl.LightningModule):
         self.train_bits = nats / max(bases, 1) / math.log(2)
         if not (math.isfinite(self.gradient_norm) and math.isfinite(nats)):
             raise NotFiniteError(self._blame(elsewhere=not math.isfinite(nats) and self._not_finite is None))
+        if self.sparsity is not None:
+            found = (off / gates, without / tokens, self.sparsity.state.coefficient)
+            self.expert_metrics = dict(zip(EXPERT_METRICS, found, strict=True))
         share = cosine(
             self.step,
             self.warmup.steps,
@@ -181,6 +203,8 @@ class PretrainModule(pl.LightningModule):
         """Forward and backward of the last micro-batch, the hook above, and the change of the weights."""
         super().optimizer_step(*args, **kwargs)
         self.step += 1
+        if self.sparsity is not None:
+            self.sparsity.update(self.expert_metrics["sparsity"])
 
     def _blame(self, *, elsewhere: bool) -> str:
         if elsewhere:

@@ -137,6 +137,7 @@ class Monitor(pl.Callback):
             threads=torch.get_num_threads(),
             sequences=self.corpus.sequences,
             windows=tuple(stage.windows for stage in module.warmup.stages),
+            sparsity=None if module.sparsity is None else module.sparsity.state,
         )
         self.folder.save(state, self.config.keep_last)
         self.saved_step = module.step
@@ -163,6 +164,7 @@ class Monitor(pl.Callback):
             "learning_rate": module.optimizer.param_groups[-1]["lr"],
             "nt_per_second": stage.windows * stage.length / (time.monotonic() - self._step_start),
             "valid_bits_per_base": math.nan,
+            **module.expert_metrics,
         }
 
     def _record(self, trainer: pl.Trainer, module: PretrainModule, row: dict[str, float]) -> None:
@@ -174,6 +176,8 @@ class Monitor(pl.Callback):
             detail = (
                 f"step {module.step:,}/{module.warmup.steps:,}  L {stage.length:,}  {module.train_bits:.4f} bits/base"
             )
+            if module.sparsity is not None:
+                detail += f"  sparsity {module.expert_metrics['sparsity']:.3f}"
             if self.best.step:
                 detail += f"  (best valid {self.best.bits_per_base:.4f})"
             self._job.advance(stage.windows * stage.length, detail)

@@ -21,6 +21,28 @@ _OF_THE_MACHINE = ("batch_tokens", "micro_batch_tokens", "checkpoint_activations
 """Defaults that depend on the machine; a run that moves to another one keeps what it had."""
 
 
+def architecture(config: PretrainConfig) -> HyenaConfig:
+    """The architecture of a run: that of its size, but for what the run says itself.
+
+    Raises
+    ------
+    UsageError              mixers or experts that there are not, or that do not fit the width of the size
+    """
+    own = {name: getattr(config, name) for name in ("layers", "feed_forward", "experts", "active_experts")}
+    found = dataclasses.replace(
+        named_size(config.size, max_length=config.max_length),
+        embed_dropout=config.dropout,
+        filter_shift=config.filter_shift,
+        **{name: value for name, value in own.items() if value is not None},
+    )
+    if found.feed_forward != "remoe" and (config.experts or config.active_experts):
+        raise UsageError("--experts and --active-experts are of a remoe model; give --feed-forward remoe too")
+    steering = {f.name for f in dataclasses.fields(config) if f.name.startswith("sparsity_")}
+    if found.feed_forward != "remoe" and any(getattr(config, name) != getattr(type(config), name) for name in steering):
+        raise UsageError("--sparsity-control, -factor and -start are of a remoe model; give --feed-forward remoe too")
+    return found
+
+
 def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> PretrainConfig:
     """The same run with everything that was left open set to what suits the machine, or to what a stored run has.
 
@@ -35,10 +57,10 @@ def resolved(config: PretrainConfig, stored: PretrainConfig | None = None) -> Pr
         config = dataclasses.replace(config, **{name: getattr(stored, name) for name in open_fields})
     device = torch_device(config.device)
     on_gpu = device.type == "cuda"
-    max_length = config.max_length or named_size(config.size).filter_length - 2
+    model = architecture(config)
+    max_length = model.filter_length - 2
     world = config.devices * config.nodes
     batch_tokens = config.batch_tokens or max(262_144 if on_gpu else 2_048, max_length * world)
-    model = dataclasses.replace(named_size(config.size, max_length=max_length), embed_dropout=config.dropout)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
     # of what there is, not of what is free at the moment: all ranks must come to the same plan
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else total_memory() // config.devices
@@ -100,20 +122,14 @@ def describe(config: PretrainConfig, corpus: Corpus, warmup: LengthWarmup) -> st
     )
     settings = "  ".join(f"{name} {getattr(config, name):,}" if isinstance(getattr(config, name), int)
                          else f"{name} {getattr(config, name)}" for name in chosen)  # fmt: skip
-    head = f"{config.size}, {warmup.tokens:,} tokens, length warm-up:"
+    head = f"{config.size} ({architecture(config).blocks}), {warmup.tokens:,} tokens, length warm-up:"
     return "\n".join([corpus.describe(), head, *rows, settings, f"run folder: {config.out}"])
 
 
 def new_model(config: PretrainConfig) -> HyenaDNA:
     """The model of a resolved run with its initial weights, which the seed alone decides."""
-    assert config.max_length is not None
-    architecture = dataclasses.replace(
-        named_size(config.size, max_length=config.max_length),
-        embed_dropout=config.dropout,
-        filter_shift=config.filter_shift,
-    )
     torch.manual_seed(config.seed)
-    model = HyenaDNA(architecture)
+    model = HyenaDNA(architecture(config))
     model.backbone.checkpoint_activations = bool(config.checkpoint_activations)
     return model
 

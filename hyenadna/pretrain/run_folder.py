@@ -18,6 +18,7 @@ from hyenadna.errors import CheckpointError
 from hyenadna.files import atomic_write, restore_folder, write_text
 from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.configured_folder import ConfiguredFolder, to_yaml
+from hyenadna.pretrain.sparsity import SparsityState
 
 METRICS = (
     "step", "length", "tokens", "bits_per_base", "gradient_norm", "learning_rate", "nt_per_second",
@@ -49,6 +50,8 @@ class Checkpoint(NamedTuple):
     """SHA-256 of each genome's sequence."""
     windows: tuple[int, ...]
     """Windows of a step in each stage."""
+    sparsity: SparsityState | None = None
+    """Of the experts, if the model has any."""
 
 
 class RunFolder(ConfiguredFolder[PretrainConfig]):
@@ -85,7 +88,8 @@ class RunFolder(ConfiguredFolder[PretrainConfig]):
         """Write a checkpoint, then drop those beyond the last ones."""
         path = self.checkpoints / f"step-{checkpoint.step:08d}.ckpt"
         with atomic_write(path, verify=lambda written: _check(written, checkpoint.step)) as temporary:
-            torch.save(checkpoint._asdict() | {"best": tuple(checkpoint.best)}, temporary)
+            plain = {"best": tuple(checkpoint.best), "sparsity": checkpoint.sparsity and tuple(checkpoint.sparsity)}
+            torch.save(checkpoint._asdict() | plain, temporary)
         for old in self.saved()[:-keep_last]:
             old.unlink()
 
@@ -126,7 +130,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-        return Checkpoint(**values | {"best": Best(*values["best"])})
+        sparsity = values.get("sparsity")
+        named = {"best": Best(*values["best"]), "sparsity": sparsity and SparsityState(*sparsity)}
+        return Checkpoint(**values | named)
     except Exception as error:  # a damaged file fails in torch's reader in many ways, all of which mean this
         # torch's own words would recommend to run what is pickled there
         raise CheckpointError(

@@ -18,10 +18,11 @@ from hyenadna.pretrain.config import PretrainConfig
 from hyenadna.pretrain.corpus import Corpus
 from hyenadna.pretrain.length_warmup import LengthWarmup
 from hyenadna.pretrain.metrics_file import cut_metrics, read_metrics
-from hyenadna.pretrain.module import PretrainModule
+from hyenadna.pretrain.module import EXPERT_METRICS, PretrainModule
 from hyenadna.pretrain.monitor import Monitor, signals_given_back
 from hyenadna.pretrain.plan import describe, new_model, resolved, stages
 from hyenadna.pretrain.run_folder import METRICS, Checkpoint, RunFolder, read_checkpoint
+from hyenadna.pretrain.sparsity import SparsityControl
 from hyenadna.progress import notice
 
 
@@ -79,18 +80,22 @@ def _fit(
         return
     saved_step = monitor.save_recorded(module)
     if folder.metrics.exists():
-        _draw_curves(folder)
+        _draw_curves(folder, module.sparsity)
     if saved_step < warmup.steps:
         number = monitor.signal_number or signal.SIGTERM
         raise Interrupted(number, f"saved at step {saved_step} in {folder.path}; the same command continues from there")
 
 
-def _draw_curves(folder: RunFolder) -> None:
+def _draw_curves(folder: RunFolder, sparsity: SparsityControl | None) -> None:
     rows = read_metrics(folder.metrics)
     if not rows:
         return
-    drawn, panels = plots.stacked_figure((3, 1.5, 1))
-    plots.training_curves(panels, {name: np.array([row[name] for row in rows]) for name in METRICS})
+    columns = METRICS if sparsity is None else METRICS + EXPERT_METRICS
+    metrics = {name: np.array([row[name] for row in rows]) for name in columns}
+    drawn, panels = plots.stacked_figure((3, 1.5, 1) if sparsity is None else (3, 1.5, 2, 1))
+    plots.training_curves([*panels[:2], panels[-1]], metrics)
+    if sparsity is not None:
+        plots.sparsity_curve(panels[2], metrics, sparsity.target)
     plots.write_png(drawn, folder.curves)
 
 
@@ -123,6 +128,8 @@ class Resume(pl.Callback):
         pl_module.model.load_state_dict(state.model)
         pl_module.optimizer_state, pl_module.step, self.monitor.best = state.optimizer, state.step, state.best
         self.monitor.saved_step = state.step
+        if pl_module.sparsity is not None and state.sparsity is not None:
+            pl_module.sparsity.state = state.sparsity
         if trainer.is_global_zero:
             done = "; the run is complete" if state.step >= pl_module.warmup.steps else ""
             notice(f"resumed at step {state.step}{done}")

@@ -50,6 +50,7 @@ class AccessLog:
                         await Refusal(500, "the server failed; its log says where").send(send_with_headers)
         finally:
             self._service.finished(exchange)
+            status = exchange.ended or status
             # other paths are one, or a scan of the server would fill the memory
             route = scope["path"] if scope["path"] in self._routes else "other"
             seconds = time.monotonic() - start

@@ -13,10 +13,11 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from hyenadna import __version__
-from hyenadna.errors import UsageError
+from hyenadna.errors import InputError, SequenceTooLong, UsageError
 from hyenadna.serve import schemas
 from hyenadna.serve.access_log import AccessLog
-from hyenadna.serve.exchange import CODES, Asgi, Refusal
+from hyenadna.serve.exchange import CODES, Asgi, Message, Receive, Refusal, Scope, Send
+from hyenadna.serve.generation import GenerateJob
 from hyenadna.serve.jobs import EmbedJob, Job, LikelihoodJob, PredictJob, SubstitutionsJob
 from hyenadna.serve.openapi import openapi
 from hyenadna.serve.security import Body, Door
@@ -30,6 +31,13 @@ _KINDS = {
     ".png": "image/png",
 }
 """Content types of the page's files; others are not served."""
+_EVENTS = {
+    "schema": {"type": "string"},
+    "example": 'event: bases\ndata: {"pieces":[{"row":0,"bases":"GAT","nats":[-1.31,-0.98,-1.2]}]}\n\n'
+    'event: done\ndata: {"model":"starter","seed":0,"items":[{"row":0,"sequence":"GAT","length":3,"scored":3,'
+    '"nats":-3.49,"bits_per_base":1.68,"stopped":"length"}]}\n\n',
+}
+"""What OpenAPI says of an event stream."""
 _REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -56,18 +64,18 @@ def application(service: Service, token: bytes | None) -> Asgi:
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(Exception, _defect)
-    computing = _routes_of_tasks(app, service)
+    computing = _routes_of_tasks(app, service) | _route_of_generation(app, service)
     _routes_of_state(app, service)
     _routes_of_page(app)
     app.openapi = lambda: openapi(app, service, is_locked=token is not None)  # type: ignore[method-assign]
     routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute)) | {"/openapi.json"}
     config = service.config
-    body = Body(app, paths=computing, max_body=config.max_body, max_sequences=config.max_sequences)
+    body = Body(_Head(app), paths=computing, max_body=config.max_body, max_sequences=config.max_sequences)
     return AccessLog(Door(body, token=token, host=config.host), service, routes)
 
 
 def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
-    """Add what computes; returns the paths."""
+    """Add what reads sequences; returns the paths."""
 
     async def likelihood(body: schemas.LikelihoodRequest, request: Request) -> Response:
         """How likely sequences are to the model, and each of their bases."""
@@ -107,6 +115,38 @@ def _routes_of_tasks(app: FastAPI, service: Service) -> frozenset[str]:
     for path, (task, model) in tasks.items():
         app.add_api_route(path, task, methods=["POST"], response_model=model, responses=_refusals(*_REFUSALS))
     return frozenset(tasks)
+
+
+def _route_of_generation(app: FastAPI, service: Service) -> frozenset[str]:
+    """Add what writes sequences; returns its path."""
+
+    async def generate(body: schemas.GenerateRequest, request: Request) -> Response:
+        """Sequences that the model writes, each going on from the prompt."""
+        service.check_prompt(body.prompt, body.count)
+        try:
+            job = GenerateJob(
+                service.model,
+                body.prompt,
+                length=body.length,
+                count=body.count,
+                decoding=body.decoding,
+                seed=body.seed,
+            )
+        except SequenceTooLong as error:
+            raise Refusal(413, str(error)) from error
+        except (UsageError, InputError) as error:
+            raise Refusal(422, str(error)) from error
+        return await service.generate(request, job, body.timeout_s, per_base=body.per_base, stream=body.stream)
+
+    path = "/v1/generate"
+    app.add_api_route(
+        path,
+        generate,
+        methods=["POST"],
+        response_model=schemas.GenerateAnswer,
+        responses=_refusals(*_REFUSALS) | {200: {"content": {"text/event-stream": _EVENTS}}},
+    )
+    return frozenset({path})
 
 
 def _routes_of_state(app: FastAPI, service: Service) -> None:
@@ -159,6 +199,22 @@ def _file(content: bytes, kind: str) -> Callable[[], Coroutine[Any, Any, Respons
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.Error, "description": CODES[status].replace("_", " ")} for status in statuses}
+
+
+class _Head:
+    """Answers HEAD as GET, without the body."""
+
+    def __init__(self, inner: Asgi) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "HEAD":
+            return await self._inner(scope, receive, send)
+
+        async def send_without_body(message: Message) -> None:
+            await send(dict(message, body=b"") if message["type"] == "http.response.body" else message)
+
+        await self._inner(dict(scope, method="GET"), receive, send_without_body)
 
 
 class _StrictRequest(Request):
@@ -219,9 +275,11 @@ async def _defect(request: Request, error: Exception) -> Response:
 async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
     messages = {
         404: "there is nothing at this address; /openapi.json tells what there is",
-        405: f"this address takes {headers.get('Allow')} alone",
+        405: f"this address takes {' and '.join(headers.get('Allow', '').split(', '))} alone",
     }
     refusal = Refusal(error.status_code, messages.get(error.status_code, error.detail), headers)
     return await _refused(request, refusal)

@@ -46,10 +46,14 @@ class ServeConfig:
     """Bases of a sequence (413)."""
     max_request_tokens: int = 1 << 22
     """Tokens that a request may cost the model (413). All substitutions of L bases cost many times L."""
+    max_generate: int = 1 << 16
+    """Tokens that a request may write on at once (413): prompt and length together, for each of its sequences."""
+    generating_tokens: int = 1 << 18
+    """The same of all requests together (429), because the model keeps these tokens in memory."""
 
     def __post_init__(self) -> None:
         counts = ("batch_tokens", "queue_tokens", "max_body", "max_sequences", "max_bases", "max_request_tokens")
-        for name in ("threads", *counts):
+        for name in ("threads", *counts, "max_generate", "generating_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} is {value}; it must be at least 1")
@@ -59,11 +63,12 @@ class ServeConfig:
             raise UsageError(f"--wait-ms is {self.wait_ms}; it must be from 0 to 1000")
         if not (math.isfinite(self.deadline) and self.deadline > 0):
             raise UsageError(f"--deadline is {self.deadline}; it must be a number of seconds above 0")
-        if self.max_request_tokens > self.queue_tokens:
-            raise UsageError(
-                f"--max-request-tokens {self.max_request_tokens} is more than --queue-tokens {self.queue_tokens}: "
-                "such a request could never be taken"
-            )
+        for one, all_of_them in (("max_request_tokens", "queue_tokens"), ("max_generate", "generating_tokens")):
+            if getattr(self, one) > getattr(self, all_of_them):
+                raise UsageError(
+                    f"{_flag(one)} {getattr(self, one)} is more than {_flag(all_of_them)} "
+                    f"{getattr(self, all_of_them)}: such a request could never be taken"
+                )
         if not self.on_loopback and self.token_file is None:
             raise UsageError(
                 f"--host {self.host} can be reached from other machines: give --token-file, or leave --host out "

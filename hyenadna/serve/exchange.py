@@ -61,6 +61,14 @@ class Exchange:
 
     tokens: int = 0
     """That it costs the model."""
+    ended: int | None = None
+    """Status for log and metrics where the answer ended otherwise than it had begun: it was left, or failed midway."""
+
+
+async def left(receive: Receive) -> None:
+    """Return when the client has left, once its body is read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def tell_defect(error: Exception) -> None:

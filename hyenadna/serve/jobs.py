@@ -8,7 +8,7 @@ import bisect
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -153,8 +153,8 @@ class LikelihoodJob(Job):
     def item(self, tokens: NDArray[np.uint8], pieces: Sequence[ScoredWindow], results: Sequence[Result]) -> Item:
         """Of both strands the mean."""
         found = likelihood_of(len(tokens), pieces, results)
-        item: Item = {"scored": found.scored, "nats": found.nats, "bits_per_base": _nullable([found.bits_per_base])[0]}
-        return item | {"per_base": _nullable(found.per_base.tolist())} if self.per_base else item
+        item: Item = {"scored": found.scored, "nats": found.nats, "bits_per_base": nullable([found.bits_per_base])[0]}
+        return item | {"per_base": nullable(found.per_base.tolist())} if self.per_base else item
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class SubstitutionsJob(Job):
     def item(self, tokens: NDArray[np.uint8], pieces: Sequence[SubstitutionUnit], results: Sequence[Result]) -> Item:
         """A row a base."""
         ratios = ratios_of(tokens, pieces, results)
-        return {"bases": "ACGT", "log_likelihood_ratio": [_nullable(row) for row in ratios.tolist()]}
+        return {"bases": "ACGT", "log_likelihood_ratio": [nullable(row) for row in ratios.tolist()]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,6 +334,6 @@ def _windows(length: int, context: int) -> list[LongWindow]:
     return long_windows([length], context, max(1, context // 2))
 
 
-def _nullable(values: Sequence[float]) -> list[float | None]:
+def nullable(values: Iterable[float]) -> list[float | None]:
     """Numbers for JSON, which has no NaN."""
     return [None if math.isnan(value) else value for value in values]

@@ -35,6 +35,8 @@ class _OfBatcher(Collector):
         yield CounterMetricFamily("hyena_model_seconds", "Seconds in which the model was busy.", stats.seconds)
         yield CounterMetricFamily("hyena_failures", "Units of work of which the model gave no result.", stats.failures)
         yield CounterMetricFamily("hyena_tokens", "Tokens that the model has read.", stats.tokens)
+        yield CounterMetricFamily("hyena_generated_tokens", "Tokens that were generated.", stats.generated)
+        yield GaugeMetricFamily("hyena_generations", "Generations under way.", stats.generations)
 
 
 class Metrics:

@@ -24,6 +24,9 @@ def openapi(app: FastAPI, service: Service, *, is_locked: bool) -> dict[str, Any
         }
         for name in ("LikelihoodRequest", "EmbedRequest", "PredictRequest", "SubstitutionsRequest"):
             parts["schemas"][name]["properties"]["sequences"]["maxItems"] = service.config.max_sequences
+        generate = parts["schemas"]["GenerateRequest"]["properties"]
+        generate["length"]["maximum"], generate["prompt"]["maxLength"] = model.context, model.context - 1
+        generate["count"]["maximum"] = service.config.max_sequences
         if model.adapters:
             predict = parts["schemas"]["PredictRequest"]
             predict["properties"]["adapter"]["anyOf"][0]["enum"] = list(model.adapters)

@@ -1,9 +1,11 @@
 """What clients send and get, as OpenAPI tells it. Sequences are strings of IUPAC letters, log-probabilities nats."""
 
-from typing import Annotated, Any
+import dataclasses
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from hyenadna.inference.decoding import Decoding, Mapping
 from hyenadna.inference.likelihood import Strand
 from hyenadna.serve.units import Pool
 
@@ -37,18 +39,23 @@ def example(**options: Any) -> ConfigDict:
     return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"sequences": sequences} | options]})
 
 
-class Request(BaseModel):
+class Timed(BaseModel):
     """What all requests have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    sequences: list[Input] = Field(min_length=1, description="Answered in this order.")
     timeout_s: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
         description="Seconds after which the answer is not wanted any more. Default, and most: the server's deadline.",
     )
+
+
+class Request(Timed):
+    """What requests about sequences have."""
+
+    sequences: list[Input] = Field(min_length=1, description="Answered in this order.")
 
     def named_sequences(self) -> list[tuple[str, str]]:
         """Pairs of id and sequence."""
@@ -92,6 +99,71 @@ class SubstitutionsRequest(Request):
     model_config = example(strand="forward")
 
     strand: Strand = Field(default="forward", description="Strand that is read; both: the mean of both.")
+
+
+class GenerateRequest(Timed):
+    """How sequences are to go on."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"prompt": _DNA, "length": 20, "count": 2, "seed": 1}]},
+    )
+
+    prompt: Annotated[str, AfterValidator(_text)] = Field(
+        default="",
+        description="A, C, G and T, of either case, that all sequences follow; it is not repeated in the answer. "
+        "Without it the first base is drawn from all four alike, and is not scored.",
+        json_schema_extra={"pattern": "^[ACGTUacgtu]*$"},
+    )
+    length: int = Field(default=100, ge=1, description="Bases to write.")
+    count: int = Field(default=1, ge=1, description="Sequences to write, each on its own.")
+    seed: int = Field(default=0, ge=0, lt=1 << 32, description="The same seed gives the same sequences.")
+    per_base: bool = Field(default=False, description="Also the log-probability of each base, at the end.")
+    stream: bool = Field(
+        default=False,
+        description="Answer by server-sent events: `bases` with what each sequence has got since the last one, at the "
+        "end `done` with the answer as it is without a stream, or `error`.",
+    )
+    temperature: float = Field(
+        default=1.0, ge=0, le=100, description="Under 1 likely bases become likelier; 0 always takes the likeliest."
+    )
+    top_k: int = Field(default=4, ge=1, le=4, description="Only so many bases, the likeliest.")
+    top_p: float = Field(
+        default=1.0, ge=1e-6, le=1, description="Only the likeliest bases that together have this probability."
+    )
+    typical_p: float = Field(
+        default=1.0,
+        ge=1e-6,
+        le=1,
+        description="Only the bases whose surprisal is nearest to the entropy, that together have this probability.",
+    )
+    typical_kmer: int = Field(
+        default=1, ge=1, le=4, description="Bases that are judged and drawn together, with a typical_p under 1."
+    )
+    repetition_penalty: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Nats taken from a base for each time that the k-mer which it would complete was written before.",
+    )
+    repetition_kmer: int = Field(default=12, ge=2, le=31, description="Bases of these k-mers.")
+    dynamic: Literal["entropy"] | None = Field(
+        default=None, description="Temperature by the entropy of the next base; temperature itself is then left out."
+    )
+    mapping: Mapping = Field(default="linear", description="From the entropy to the dynamic temperature.")
+    min_temperature: float = Field(default=0.5, ge=0.01, le=100, description="Lowest dynamic temperature.")
+    max_temperature: float = Field(default=1.3, ge=0.01, le=100, description="Highest dynamic temperature.")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How bases are chosen.
+
+        Raises
+        ------
+        UsageError              options that exclude each other
+        """
+        return Decoding(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Decoding)})
 
 
 class ErrorDetail(BaseModel):
@@ -155,6 +227,21 @@ class SubstitutionsItem(Item):
     )
 
 
+class GenerateItem(BaseModel):
+    """One sequence that was written."""
+
+    row: int = Field(description="Its number, from 0.")
+    sequence: str = Field(description="What was written behind the prompt.")
+    length: int = Field(description="Bases.")
+    scored: int = Field(description="Bases scored: all, but for a first one that nothing stands before.")
+    nats: float = Field(description="Sum of their ln p under the model itself, whatever the decoding.")
+    bits_per_base: float | None = None
+    stopped: Literal["length", "deadline"] = Field(
+        description="Why it ends here: all that was asked for is written, or the time was over."
+    )
+    per_base: list[float | None] | None = Field(default=None, description="ln p of each base; null if not scored.")
+
+
 class Answer(BaseModel):
     """Items in the order of the request."""
 
@@ -183,6 +270,13 @@ class SubstitutionsAnswer(Answer):
     """Effects of substitutions, in the order of the request."""
 
     items: list[SubstitutionsItem]
+
+
+class GenerateAnswer(Answer):
+    """Sequences that were written."""
+
+    seed: int
+    items: list[GenerateItem]
 
 
 class Adapter(BaseModel):
@@ -225,6 +319,10 @@ class Limits(BaseModel):
     request_tokens: int = Field(
         description="Tokens that a request may cost the model: about its bases, twice that where windows overlap, and "
         "twice for both strands; all substitutions of L bases cost 2 L L."
+    )
+    generate_tokens: int = Field(
+        description="Tokens that a request may write on at once: prompt and length together, for each of its "
+        "sequences, and 4^(k - 1) times that with a typical_kmer of k."
     )
     queue_tokens: int = Field(description="Tokens of all requests that may wait at once.")
     deadline_s: float = Field(description="Seconds that a request may take.")

@@ -4,12 +4,13 @@ import asyncio
 import os
 import signal
 import socket
+import warnings
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from hyenadna.errors import HyenaError, Interrupted, UsageError
+from hyenadna.errors import HyenaError, HyenaWarning, Interrupted, UsageError
 from hyenadna.progress import notice
 from hyenadna.serve.application import application
 from hyenadna.serve.batcher import Batcher
@@ -36,7 +37,8 @@ def serve(source: str, config: ServeConfig) -> None:
     Raises
     ------
     UsageError              a port that is taken, an address that is not this machine's, a token that cannot be used
-    Interrupted             SIGTERM or SIGINT, after all work that was taken on is answered
+    Interrupted             SIGTERM or SIGINT, after all work that was taken on is answered; before it listens, the
+                            command's own
     CheckpointError, ProbeError, HubError
                             the model or an adapter cannot be had
     """
@@ -48,6 +50,7 @@ def serve(source: str, config: ServeConfig) -> None:
             model,
             batch_tokens=config.batch_tokens or _BATCH_TOKENS[model.network.device.type],
             queue_tokens=config.queue_tokens,
+            generating_tokens=config.generating_tokens,
             wait_ms=config.wait_ms,
         )
         service = Service(model, batcher, config)
@@ -65,7 +68,15 @@ def _loaded(source: str, config: ServeConfig) -> ServedModel:
 
     torch.set_num_threads(config.threads or available_cpus())
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-    return ServedModel.load(source, config.adapters, torch_device(config.device), dtype)
+    device = torch_device(config.device)
+    if device.type == "cpu" and dtype != torch.float32:
+        warnings.warn(
+            f"--dtype {config.dtype} on a CPU: unless the processor multiplies such numbers itself, sequences are read "
+            "several times slower than in float32; leave --dtype out",
+            HyenaWarning,
+            stacklevel=2,
+        )
+    return ServedModel.load(source, config.adapters, device, dtype)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ neighbours, which stand in other rows, nor on the pads, which stand behind it.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,14 @@ Result = NDArray[np.float64]
 class Kind(ABC):
     """What is computed of units, and how long their rows are; units of equal kind share batches."""
 
+    waits: ClassVar[bool] = True
+    """Whether a unit is the cheaper for others in its batch, so that an idle server waits for them."""
+
     length: int
     """Tokens to which a row is padded."""
 
     @abstractmethod
-    def compute(self, model: ServedModel, pieces: Sequence[Any]) -> list[Result]:
+    def compute(self, model: ServedModel, pieces: Sequence[Any]) -> list[Any]:
         """The result of each piece, in their order; one that is not made of numbers is a NotFiniteError."""
 
     def is_longer(self, other: "Kind") -> bool:

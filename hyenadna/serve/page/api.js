@@ -27,16 +27,53 @@ export function compute(task, body, signal) {
   return call(`v1/${task}`, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
-async function call(path, options) {
+/**
+ * POST a request whose answer comes as server-sent events; take(name, data) gets each, and signal aborts it.
+ * EventSource can send neither a body nor a token.
+ */
+export async function stream(task, body, signal, take) {
+  const headers = { "Content-Type": "application/json" };
+  const response = await sent(`v1/${task}`, { method: "POST", headers, body: JSON.stringify(body), signal });
+  if (!response.ok) await read(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      throw new Problem(CUT_OFF);
+    });
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) event(block, take);
+  }
+}
+
+function event(block, take) {
+  const fields = Object.fromEntries(block.split("\n").filter((line) => !line.startsWith(":")).map((line) => line.split(/: (.*)/, 2)));
+  if (!fields.event) return;
+  const data = JSON.parse(fields.data);
+  if (fields.event === "error") throw new Problem(sentence(data.error.message));
+  take(fields.event, data);
+}
+
+function sent(path, options) {
   const headers = { ...options.headers };
   if (token) headers.Authorization = `Bearer ${token}`;
-  const response = await answered(path, { ...options, headers });
+  return answered(path, { ...options, headers });
+}
+
+async function call(path, options) {
+  return read(await sent(path, options));
+}
+
+async function read(response) {
   let answer = null;
   try {
     answer = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (response.ok) throw new Problem("The server's answer was cut off; try again.", response.status);
+    if (response.ok) throw new Problem(CUT_OFF, response.status);
   }
   if (response.ok) return answer;
   throw new Problem(told(response, answer), response.status);
@@ -56,6 +93,7 @@ function address(path) {
   return new URL(path, location.origin + location.pathname).href;
 }
 
+export const CUT_OFF = "The server's answer was cut off; try again.";
 const MEANING = {
   401: "The server asks for a token",
   413: "That is too much for one request",
@@ -78,7 +116,7 @@ function sentence(text) {
 /** The curl command that sends this body, for a POSIX shell. */
 export function curl(task, body) {
   const json = JSON.stringify(body);
-  const lines = ["curl -sS", "-H 'Content-Type: application/json'"];
+  const lines = [body.stream ? "curl -sSN" : "curl -sS", "-H 'Content-Type: application/json'"];
   if (locked || token) lines.push('-H "Authorization: Bearer $HYENA_TOKEN"');
   lines.push(quoted(address(`v1/${task}`)));
   // one argument may have 128 KiB on Linux

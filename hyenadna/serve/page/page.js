@@ -1,7 +1,8 @@
 // The page: what is asked for, sent to the server, and shown.
 
-import { compute, curl, models, Problem, setToken } from "./api.js";
+import { compute, curl, CUT_OFF, models, Problem, setToken, stream } from "./api.js";
 import { count, EXAMPLE, parse, problem, sizes } from "./fasta.js";
+import * as generate from "./generate.js";
 import { overview, shown, tsv } from "./results.js";
 import { element } from "./strip.js";
 
@@ -13,7 +14,7 @@ const $ = (id) => document.getElementById(id);
 let served = null; // what /v1/models says
 let held = null; // the text of a large file
 let running = null; // the AbortController of the request
-let last = null; // the answer that is shown: {task, title, body, answer, sequences}
+let last = null; // the answer that is shown: {task, title, body, answer, sequences, prompt}
 
 // --- the model and its tasks
 
@@ -42,6 +43,7 @@ function offer(model) {
     ["substitutions", "Substitutions", `what every single-base change does, up to ${count(served.limits.substitutions_bases, "base")}`],
     ...Object.entries(model.adapters).map(([name, adapter]) =>
       [`predict:${name}`, `Predict: ${name}`, adapter.labels?.length ? adapter.labels.slice(0, 6).join(", ") : adapter.task]),
+    ["generate", "Generate", `the model writes on, up to ${count(model.context, "base")} with the prompt`],
     ["embed", "Embedding", `${count(model.width, "number")} for each sequence`],
   ];
   const before = task();
@@ -50,6 +52,7 @@ function offer(model) {
     element("span", {}, element("b", { textContent: name }), element("span", { className: "quiet", textContent: about })))));
   const deepest = model.layers;
   Object.assign($("layer"), { min: -deepest - 1, max: deepest });
+  generate.bound(model, served.limits);
   options();
 }
 
@@ -61,6 +64,9 @@ function options() {
   for (const label of document.querySelectorAll("[data-for]")) {
     label.hidden = !label.dataset.for.split(" ").includes(task());
   }
+  const writes = task() === "generate";
+  $("sequence-label").textContent = writes ? "Paste the DNA to go on from, if there is any" : "Paste DNA or FASTA, or drop a file here";
+  $("cancel").textContent = writes ? "Stop" : "Cancel";
   summarize();
 }
 
@@ -114,23 +120,32 @@ function hold(file) {
 // --- a run
 
 async function run() {
-  const found = sequences(), wrong = problem(found);
+  if (running) return;
+  const found = sequences(), [kind, adapter] = split(task());
+  const [wrong, at] = kind === "generate" ? generate.problem(found) : [problem(found), $("sequence")];
   complain(wrong);
-  if (wrong) return $("sequence").focus();
+  if (wrong) return at.focus();
   if (!served && !(await meet())) return;
-  const [kind, adapter] = split(task()), title = document.querySelector(".choice:has(:checked) b").textContent;
-  const body = requestOf(kind, adapter, found);
+  const title = document.querySelector(".choice:has(:checked) b").textContent;
   running = new AbortController();
-  const stop = told(found);
+  const { words } = sizes(found);
+  let stop;
   try {
-    const answer = await compute(kind, body, running.signal);
-    last = { task: kind, title, body, answer, sequences: found };
-    show();
+    if (kind === "generate") {
+      const body = generate.requestOf(found[0]?.sequence ?? ""), writing = new generate.Writing(body);
+      stop = told(() => writing.told());
+      await write(body, title, writing);
+    } else {
+      const body = requestOf(kind, adapter, found);
+      stop = told(() => `Computing ${words}`);
+      last = { task: kind, title, body, answer: await compute(kind, body, running.signal), sequences: found };
+      show();
+    }
     $("status").textContent = `Done in ${stop()} s. The results are below.`;
     $("results-title").focus();
   } catch (error) {
     const seconds = stop();
-    if (error.name === "AbortError") $("status").textContent = `Cancelled after ${seconds} s.`;
+    if (error.name === "AbortError") $("status").textContent = `${kind === "generate" ? "Stopped" : "Cancelled"} after ${seconds} s.`;
     else {
       $("status").textContent = "";
       if (error.status === 401) {
@@ -143,6 +158,36 @@ async function run() {
   } finally {
     running = null;
   }
+}
+
+/** Show sequences while they are written; what there is stays if it is stopped, or fails. */
+async function write(body, title, writing) {
+  let whole = null;
+  const model = served.models[0].name;
+  try {
+    await stream("generate", body, running.signal, (name, data) => {
+      if (name === "done") whole = data;
+      else if (name === "bases") {
+        if (!writing.bases) begin(title, model, body, writing);
+        writing.add(data.pieces);
+      }
+    });
+    if (!whole) throw new Problem(CUT_OFF);
+  } finally {
+    if (writing.bases) {
+      const answer = writing.answer(model, whole);
+      last = { task: "generate", title, body, answer, sequences: answer.items.map(({ sequence }) => ({ id: null, sequence })), prompt: body.prompt };
+      show();
+    }
+  }
+}
+
+function begin(title, model, body, writing) {
+  $("results").hidden = false;
+  $("asked").textContent = `${title}, by ${model}${settings(body)}`;
+  $("overview").replaceChildren();
+  for (const id of ["chooser", "take", "terminal"]) $(id).hidden = true;
+  $("item-result").replaceChildren(writing.root);
 }
 
 function split(value) {
@@ -159,17 +204,16 @@ function requestOf(kind, adapter, found) {
 }
 
 /** Say that it works, and for how long; what is returned ends that and gives the seconds. */
-function told(found) {
+function told(doing) {
   const start = performance.now(), seconds = () => Math.round((performance.now() - start) / 1000);
-  const { words } = sizes(found);
   for (const [id, hidden] of [["busy", false], ["cancel", false], ["run", true]]) $(id).hidden = hidden;
   $("cancel").focus();
   $("form").setAttribute("aria-busy", "true");
-  $("status").textContent = `Computing ${words} …`;
+  $("status").textContent = `${doing()} …`;
   const timer = setInterval(() => {
     $("elapsed").textContent = `${seconds()} s`;
     if (seconds() % TOLD_EVERY === 0) {
-      $("status").textContent = `Computing ${words}: ${seconds()} s so far, of ${served.limits.deadline_s} s that the server allows.`;
+      $("status").textContent = `${doing()}: ${seconds()} s so far, of ${served.limits.deadline_s} s that the server allows.`;
     }
   }, 1000);
   return () => {
@@ -199,6 +243,8 @@ function show() {
   $("item").replaceChildren(...answer.items.map(({ id, length, error }, row) => element("option", {
     value: row, textContent: error ? `${id}: no result` : `${id} (${count(length, "base")})`,
   })));
+  for (const id of ["copy-fasta", "save-fasta"]) $(id).hidden = kind !== "generate";
+  for (const id of ["take", "terminal"]) $(id).hidden = false;
   $("curl").textContent = shortened(curl(kind, body));
   $("copy-link").hidden = link().length > LINK_TO;
   showItem();
@@ -214,7 +260,9 @@ function called({ id }, row) {
 }
 
 /** The options of a request, in words. */
-function settings({ strand, layer, pool }) {
+function settings(body) {
+  if (body.length) return generate.settings(body);
+  const { strand, layer, pool } = body;
   const words = (name, value) => $(name).querySelector(`[value="${value}"]`).textContent;
   if (strand && strand !== "forward") return `, ${words("strand", strand)}; positions and bases are those of the sequence as given`;
   return pool ? `, layer ${layer}, ${words("pool", pool)}` : "";
@@ -230,7 +278,8 @@ function link() {
   const fasta = last.sequences.map(({ id, sequence }) => (id || last.sequences.length > 1 ? `>${id ?? ""}\n${sequence}` : sequence)).join("\n");
   const fragment = new URLSearchParams({ task: kind === "predict" ? `predict:${body.adapter}` : kind });
   for (const name of ["strand", "layer", "pool"]) if (body[name] !== undefined) fragment.set(name, body[name]);
-  fragment.set("sequence", fasta);
+  if (kind === "generate") generate.toFragment(body, fragment);
+  fragment.set("sequence", last.prompt ?? fasta);
   fragment.set("run", "1");
   return `${location.origin}${location.pathname}#${fragment}`;
 }
@@ -258,13 +307,14 @@ async function copy(text, what) {
   }
 }
 
-/** What stands behind # in the address: sequence, task, strand, layer, pool, and run=1. */
+/** What stands behind # in the address: sequence, task, its options, and run=1. */
 function fromAddress() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   if (!fragment.has("sequence") && !fragment.has("task")) return;
   hold(null);
   $("sequence").value = fragment.get("sequence") ?? "";
   for (const name of ["strand", "layer", "pool"]) if (fragment.has(name)) $(name).value = fragment.get(name);
+  generate.fromFragment(fragment);
   const radios = [...document.querySelectorAll("input[name=task]")];
   const wanted = fragment.get("task") ?? "likelihood", found = radios.find(({ value }) => value === wanted);
   if (radios.length) (found ?? radios[0]).checked = true;
@@ -277,7 +327,7 @@ function fromAddress() {
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running) run();
+  run();
 });
 $("cancel").addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => {
@@ -289,7 +339,7 @@ $("sequence").addEventListener("input", () => {
   typing = setTimeout(summarize, 150);
 });
 $("sequence").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running) run();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
 });
 $("file").addEventListener("change", () => takeFile($("file").files[0]));
 $("example").addEventListener("click", () => {
@@ -310,6 +360,8 @@ $("token").addEventListener("keydown", (event) => {
   useToken();
 });
 $("item").addEventListener("change", showItem);
+$("copy-fasta").addEventListener("click", () => copy(generate.fasta(last.answer, last.body), "The FASTA"));
+$("save-fasta").addEventListener("click", () => save(generate.fasta(last.answer, last.body), "text/plain", "fa"));
 $("save-tsv").addEventListener("click", () => save(tsv(last.task, last.answer.items, last.sequences), "text/tab-separated-values", "tsv"));
 $("save-json").addEventListener("click", () => save(JSON.stringify(last.answer), "application/json", "json"));
 $("copy-curl").addEventListener("click", () => copy(curl(last.task, last.body), "The command"));

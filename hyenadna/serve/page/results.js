@@ -1,6 +1,7 @@
 // What is shown of one sequence's answer: words, a plot, a table; and all of it as a file.
 
 import { count } from "./fasta.js";
+import { ended, legend, written } from "./generate.js";
 import { BASES, heatMap, likelihoodTrack, signed } from "./plots.js";
 import { element } from "./strip.js";
 
@@ -10,12 +11,13 @@ const OVERVIEW = {
   likelihood: ["Bits per base", "ln p (nats)"],
   substitutions: ["Strongest change", "Ratio (nats)"],
   predict: ["Prediction", "Probability"],
+  generate: ["Bits per base", "ln p (nats)"],
 };
 
 /** The answer for one sequence, as an element; name is what the person called it. */
 export function shown(task, item, sequence, name) {
   if (item.error) return element("p", { className: "problem", textContent: `${name}: ${item.error.message}` });
-  return { likelihood, substitutions, predict, embed }[task](item, sequence, name);
+  return { likelihood, substitutions, predict, embed, generate }[task](item, sequence, name);
 }
 
 /** A row for each sequence, by the names that the person gave; null where there is one alone, or nothing to compare. */
@@ -28,7 +30,7 @@ export function overview(task, items, sequences, names) {
 }
 
 function briefly(task, item, sequence) {
-  if (task === "likelihood") return [item.bits_per_base?.toFixed(4) ?? "not scored", item.nats.toFixed(2).replace("-", "−")];
+  if (task === "likelihood" || task === "generate") return [item.bits_per_base?.toFixed(4) ?? "not scored", item.nats.toFixed(2).replace("-", "−")];
   if (task === "substitutions") {
     const [strongest] = changesOf(item, sequence);
     return strongest ? [`${strongest.own}${(strongest.p + 1).toLocaleString("en")}${strongest.base}`, signed(strongest.ratio)] : ["none", ""];
@@ -36,6 +38,13 @@ function briefly(task, item, sequence) {
   const { prediction, probabilities } = item;
   if (ofBases(item)) return ["a label for each base", ""];
   return [told(prediction), probabilities?.[prediction]?.toFixed(4) ?? ""];
+}
+
+function generate(item, sequence, name) {
+  if (!sequence) return element("p", { textContent: `${name}: nothing was written.` });
+  return element("div", {},
+    element("p", { textContent: `${name}: ${count(item.length, "base")}, ${ended(item)}.` }),
+    legend(), written(sequence, item.per_base).root, likelihood(item, sequence, name));
 }
 
 function likelihood(item, sequence, name) {
@@ -147,7 +156,7 @@ export function tsv(task, items, sequences) {
   const good = items.map((item, row) => [item, sequences[row].sequence]).filter(([item]) => !item.error);
   const cell = (value) => (value == null ? "NA" : String(value).replace(/[\t\r\n]/g, " "));
   const add = (...cells) => lines.push(cells.map(cell).join("\t"));
-  if (task === "likelihood") {
+  if (task === "likelihood" || task === "generate") {
     add("id", "position", "base", "nats");
     for (const [item, sequence] of good) item.per_base.forEach((nats, p) => add(item.id, p + 1, sequence[p], nats));
   } else if (task === "substitutions") {
