@@ -363,3 +363,16 @@ class TestDescription:
         app = Application(model, TOKEN)
         described = app.ask("GET", "/openapi.json", headers={"authorization": f"Bearer {TOKEN.decode()}"}).json()
         assert described["security"] and described["paths"]["/health"]["get"]["security"] == []
+
+
+def test_head_is_get_without_the_body(app):
+    for path in ("/", "/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/page/page.js"):
+        get, head = app.ask("GET", path), app.ask("HEAD", path)
+        assert head.status_code == 200 and head.content == b""
+        assert head.headers["content-type"] == get.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == str(len(get.content))
+    assert app.ask("HEAD", "/v1/embed").headers["allow"] == "POST"
+    assert app.ask("HEAD", "/nothing").status_code == 404
+    deleted = app.ask("DELETE", "/health")
+    assert deleted.status_code == 405 and deleted.headers["allow"] == "GET, HEAD"

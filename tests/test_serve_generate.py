@@ -386,16 +386,3 @@ class TestWhileItWrites:
             app.batcher._worker.shutdown()
 
         asyncio.run(run())
-
-
-def test_head_is_get_without_the_body(app):
-    for path in ("/", "/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/page/page.js"):
-        get, head = app.ask("GET", path), app.ask("HEAD", path)
-        assert head.status_code == 200 and head.content == b""
-        assert head.headers["content-type"] == get.headers["content-type"]
-        if path != "/metrics":
-            assert head.headers["content-length"] == str(len(get.content))
-    assert app.ask("HEAD", "/v1/embed").headers["allow"] == "POST"
-    assert app.ask("HEAD", "/nothing").status_code == 404
-    refused = app.ask("DELETE", "/health")
-    assert refused.status_code == 405 and refused.headers["allow"] == "GET, HEAD"

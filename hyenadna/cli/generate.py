@@ -18,7 +18,7 @@ from hyenadna.inference.generation_config import GenerateConfig
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
-    from hyenadna.inference.generate import Generated, Generation, Piece
+    from hyenadna.inference.generate import Generated, Generation
     from hyenadna.inference.pyramid_kv import CacheBudget
     from hyenadna.model.language_model import HyenaDNA
 
@@ -26,10 +26,6 @@ _LINE = 80
 _TRIED_S = 2.0
 
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT, and an earlier report.")]
-_Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads. Default: to write 1, to read prompts and for the report all there are."),
-]
 
 
 @takes_config(GenerateConfig)
@@ -37,7 +33,7 @@ def generate(
     config: GenerateConfig,
     *,
     device: options.Device = "auto",
-    threads: _Threads = None,
+    threads: options.Threads = None,
     overwrite: _Overwrite = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -49,7 +45,7 @@ def generate(
     """
     _check_places(config, overwrite=overwrite)
     prompts = _prompts(config)
-    network = _network(config.model, device)
+    network = _network(config.model, device, threads)
     parts = list(_parts(config, network, prompts))
     if config.reference is not None:
         from hyenadna.inference.generation_report import reference_of
@@ -57,14 +53,13 @@ def generate(
         # what is wrong with it is said before anything is written; a stop motif may leave sequences of any length
         reference_of(config.reference, _folder(config.model), 1 if config.stop else config.length)
     if dry_run:
-        plan = _plan(config, parts, threads)
+        plan = _plan(config, parts)
         typer.echo(json.dumps(plan, indent=2) if as_json else plan["text"])
         return
     start = time.perf_counter()
-    written = _written(config, parts, threads, quiet_stdout=as_json)
+    written = _written(config, parts, quiet_stdout=as_json)
     result = _result(config, network, written, time.perf_counter() - start)
     if config.report is not None:
-        _use_threads(threads)
         result |= _report(config, network, [one for _, _, one in written])
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -124,11 +119,14 @@ def _prompts(config: GenerateConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _network(model: str, device: str) -> "HyenaDNA":
-    from hyenadna.machine import keep_freed_memory, torch_device
+def _network(model: str, device: str, threads: int | None) -> "HyenaDNA":
+    import torch
+
+    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
     from hyenadna.model.language_model import HyenaDNA
 
     keep_freed_memory()
+    torch.set_num_threads(threads or available_cpus())
     network: HyenaDNA = HyenaDNA.from_pretrained(model, device=torch_device(device))
     return network
 
@@ -168,13 +166,13 @@ def _budget(config: GenerateConfig) -> "CacheBudget | None":
     )
 
 
-def _plan(config: GenerateConfig, parts: list[Part], threads: int | None) -> dict[str, Any]:
+def _plan(config: GenerateConfig, parts: list[Part]) -> dict[str, Any]:
     """Write for some seconds, and say what the whole would take."""
     from hyenadna.machine import peak_memory
     from hyenadna.progress import duration, quantity
 
     start, bases = time.perf_counter(), 0
-    for bases, _ in enumerate(_pieces(parts[0][2](), threads), 1):  # noqa: B007
+    for bases, _ in enumerate(parts[0][2](), 1):  # noqa: B007
         if time.perf_counter() - start > _TRIED_S:
             break
     rate = bases / (time.perf_counter() - start)
@@ -189,26 +187,7 @@ def _plan(config: GenerateConfig, parts: list[Part], threads: int | None) -> dic
     return numbers | {"memory_bytes": memory, "text": text}
 
 
-def _pieces(generation: "Generation", threads: int | None) -> Iterator["Piece"]:
-    """The bases as they are written, by as many threads as suit: what one base takes is too little to be shared."""
-    import torch
-
-    _use_threads(threads)
-    for number, piece in enumerate(generation):
-        if not number:  # the prompt is read
-            torch.set_num_threads(threads or 1)
-        yield piece
-
-
-def _use_threads(threads: int | None) -> None:
-    import torch
-
-    from hyenadna.machine import available_cpus
-
-    torch.set_num_threads(threads or available_cpus())
-
-
-def _written(config: GenerateConfig, parts: list[Part], threads: int | None, *, quiet_stdout: bool) -> list[Written]:
+def _written(config: GenerateConfig, parts: list[Part], *, quiet_stdout: bool) -> list[Written]:
     """Write everything, and give it back."""
     from hyenadna.files import atomic_write
     from hyenadna.progress import progress
@@ -223,7 +202,7 @@ def _written(config: GenerateConfig, parts: list[Part], threads: int | None, *, 
         job = stack.enter_context(progress("generating", total))
         for name, first, begin in parts:
             generation, since = begin(), 0
-            for since, _ in enumerate(_pieces(generation, threads), 1):
+            for since, _ in enumerate(generation, 1):
                 if since % 64 == 0:
                     job.advance(64)
             job.advance(len(generation.sequences) * config.length - since // 64 * 64)
