@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from hyenadna.errors import InputError, UsageError, WriteError
 from hyenadna.files import fsync
@@ -57,7 +58,7 @@ class LineFile(Generic[Values]):
         self, path: Path | None, lines: Lines[Values], about: Mapping[str, Any], *, overwrite: bool = False
     ) -> None:
         self.path, self.lines, self.about, self.written = path, lines, dict(about), 0
-        self._file: IO[bytes] | None = None
+        self._file: BufferedRandom | None = None
         self._reading = path is not None
         if path is None:
             _to_stdout(lines.header(self.about))
@@ -75,14 +76,14 @@ class LineFile(Generic[Values]):
 
     @staticmethod
     @contextmanager
-    def _closed_on_failure(file: IO[bytes]) -> Iterator[None]:
+    def _closed_on_failure(file: BufferedRandom) -> Iterator[None]:
         try:
             yield
         except BaseException:
             file.close()  # and with it the lock
             raise
 
-    def _begin(self, file: IO[bytes], overwrite: bool) -> None:
+    def _begin(self, file: BufferedRandom, overwrite: bool) -> None:
         """Take hold of the file, and stand behind its header."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +91,8 @@ class LineFile(Generic[Values]):
             raise UsageError(f"{self.partial} is being written by another process; wait for it to end") from error
         size = 1 if self.lines.as_json else 2
         there = [file.readline() for _ in range(size)]
-        if not overwrite and there[-1].endswith(b"\n"):
+        # a header alone is what a run leaves whose input was refused
+        if not overwrite and there[-1].endswith(b"\n") and file.peek(1):
             self._check_header(b"".join(there).decode(errors="replace"))
             return
         file.seek(0)
