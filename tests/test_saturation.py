@@ -73,9 +73,8 @@ def test_a_table(tmp_path):
     done = saturate(scorer, REGIONS, path, ABOUT)
     assert done == (3, 3 * (37 + 14 + 4), 0) and done.substitutions == len(scorer.asked)
     about, *lines = path.read_text().splitlines()
-    assert about == (
-        "# pos 1-based; alleles of the forward strand; hyenadna 0; model tiny; window 64; command hyena score --bed a.bed"
-    )
+    told = "pos 1-based; alleles of the forward strand"
+    assert about == f"# {told}; hyenadna 0; model tiny; window 64; command hyena score --bed a.bed"
     rows = list(csv.DictReader(io.StringIO("\n".join(lines)), delimiter="\t"))
     for row, (region, place, ref, alt, score) in zip(rows, expected(), strict=True):
         assert (row["contig"], row["pos"]) == (region.interval.contig, str(place + 1))
@@ -154,7 +153,7 @@ def test_mean_losses():
     np.testing.assert_allclose(mean_losses("AGN", ratios), [3.0, -2.0, math.nan])
 
 
-@pytest.mark.parametrize("length", [1, 100, 101, 400])
+@pytest.mark.parametrize("length", [1, 100, 250])
 def test_the_figure(length):
     letters = "".join(np.random.default_rng(2).choice(list("ACGTN"), length, p=[0.24, 0.24, 0.24, 0.24, 0.04]))
     known = sum(letter in "ACGT" for letter in letters)
@@ -168,8 +167,6 @@ def test_the_figure(length):
     np.testing.assert_array_equal(shown, ratios)
     patches = [patch for panel in panels[::2] for patch in panel.patches]
     assert len(patches) == known
-    heights = [patch.get_transform().transform_path(patch.get_path()) for patch in patches[:1]]
-    assert heights
     places = [x for panel in panels[1::2] for x in panel.lines[0].get_xdata()]
     assert places == [43_000_001 + at for at, letter in enumerate(letters) if letter in "ACGT"]
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from hyenadna.files import atomic_write
 from hyenadna.inference.line_file import LineFile, cell, table_header
 from hyenadna.inference.saturation import BASES, Piece, SaturationFile, by_base
+from hyenadna.inference.score_lines import COLUMNS, texts
 from hyenadna.inference.variant_scores import Flag, VariantScore
 
-COLUMNS = ("contig", "pos", "id", "ref", "alt", "llr", "llr_markov", "percentile", "flag")
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 _HDF5 = (".h5", ".hdf5")
 _KEY = 5
@@ -155,13 +155,6 @@ class _Hdf5:
         self.file["names"] = [region.name for region in regions]
         self.file["strands"] = [region.strand for region in regions]
         self.file["offsets"] = self.offsets
-
-
-def texts(score: VariantScore) -> list[str]:
-    """TEMPORARY: that of score_lines."""
-    numbers = ((score.llr, 4), (score.markov, 4), (score.percentile, 1))
-    values = ["." if value != value else f"{round(value, decimals) + 0.0:.{decimals}f}" for value, decimals in numbers]
-    return [*values, "&".join(score.flags) or "."]
 
 
 def _bits(flags: Sequence[Flag]) -> int:
