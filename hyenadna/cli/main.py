@@ -26,6 +26,7 @@ VERBS = {
     "finetune": "hyenadna.cli.finetune:finetune",
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
+    "likelihood": "hyenadna.cli.likelihood:likelihood",
     "score": "hyenadna.cli.score:score",
     "generate": "hyenadna.cli.generate:generate",
     "quantize": "hyenadna.cli.quantize:quantize",

@@ -73,7 +73,8 @@ def predict(
     from hyenadna.data.sequence_files import stream
     from hyenadna.finetune.predict import Predictor
     from hyenadna.finetune.predict import predict as predict_stream
-    from hyenadna.finetune.prediction_file import PredictionFile, PredictionLines
+    from hyenadna.finetune.prediction_file import PredictionLines
+    from hyenadna.inference.line_file import LineFile
 
     as_trained = bool(description.get("training", {}).get("reverse_complement", False))
     predictor = Predictor(
@@ -86,7 +87,7 @@ def predict(
     sequences = stream(source, fasta=fasta, seq_col=seq_col, id_col=id_col)
     about = _settings(model, description, predictor) | about | {"command": shlex.join(["hyena", *sys.argv[1:]])}
     lines = PredictionLines(adapted.task, as_json=as_json)
-    number = predict_stream(predictor, sequences, PredictionFile(path, lines, about, overwrite=overwrite))
+    number = predict_stream(predictor, sequences, LineFile(path, lines, about, overwrite=overwrite))
     notice(f"{number:,} sequences" + ("" if path is None else f": their predictions are in {path}"))
 
 
