@@ -72,8 +72,9 @@ def _check_places(config: ScoreConfig, *, overwrite: bool, dry_run: bool, as_jso
         return
     if out.is_dir():
         raise UsageError(f"-o {out} is a folder; name a file in it")
-    if out.exists() and config.data not in (None, "-") and out.samefile(str(config.data)):
-        raise UsageError(f"-o {out} is the input itself; give another name")
+    inputs = [Path(given) for given in (config.data, config.bed, config.fasta) if given not in (None, "-")]
+    if out.exists() and any(given.exists() and out.samefile(given) for given in inputs):
+        raise UsageError(f"-o {out} is an input itself; give another name")
     if out.exists() and config.bed is None and not overwrite:
         raise UsageError(f"-o {out} exists; give another name, or --overwrite to replace it")
 
@@ -117,19 +118,20 @@ def _saturated(
 ) -> dict[str, Any]:
     """Score all substitutions of the regions of a BED file, or say what that would take."""
     from hyenadna.data.intervals import read_bed
-    from hyenadna.inference.saturation import saturate
+    from hyenadna.inference.saturation import check_places, saturate
     from hyenadna.inference.score_plan import regions_plan
     from hyenadna.progress import duration
 
     assert config.bed is not None
     regions = read_bed(config.bed, genome.lengths)
+    out = None if config.out == "-" else Path(config.out)
+    check_places(regions, out, config.plot, overwrite=overwrite)
     scorer = _scorer(config, genome, settings, threads, ready=not dry_run)
     if dry_run:
         return regions_plan(regions, scorer, genome, before=_before(config))
     about = _about(config, scorer) | _origin(config, genome) | {"command": config.command}
     notice(f"{about['model']} on variants: {about['performance']}")
     start = time.perf_counter()
-    out = None if config.out == "-" else Path(config.out)
     done = saturate(scorer, regions, out, about, plot=config.plot, overwrite=overwrite)
     seconds = time.perf_counter() - start
     earlier = f", {done.earlier:,} of them by an earlier run" if done.earlier else ""
@@ -143,7 +145,6 @@ def _scorer(
     """The scorer; without `ready` it gives neither Markov ratios nor percentiles, which take a while to prepare."""
     import torch
 
-    from hyenadna.inference.likelihood import context_of
     from hyenadna.inference.variant_background import background_of, held_out
     from hyenadna.inference.variant_markov import fitted
     from hyenadna.inference.variant_scores import VariantScorer
@@ -154,11 +155,6 @@ def _scorer(
     torch.set_num_threads(threads or available_cpus())
     keep_freed_memory()
     network: HyenaDNA = HyenaDNA.from_pretrained(config.model, device=torch_device(settings["device"]))
-    if config.window > (context := context_of(network)):
-        raise UsageError(
-            f"--window {config.window} is more than the {context:,} bases that {config.model} reads at once; its "
-            f"largest is --window {context // 4 * 4}"
-        )
     scorer = VariantScorer(
         network, genome, window=config.window, strand=config.strand, dtype=getattr(torch, settings["dtype"]),
         batch_tokens=settings["batch_tokens"],
@@ -174,19 +170,17 @@ def _before(config: ScoreConfig) -> int:
     """Variants that are scored for the percentiles."""
     from hyenadna.inference.variant_background import PER_CLASS
 
-    changes = 4**3 * 3
+    changes = 96 if config.strand == "both" else 192
     return changes * PER_CLASS if config.percentiles else 0
 
 
 def _about(config: ScoreConfig, scorer: "VariantScorer") -> dict[str, str | int]:
     """What the numbers come from, for the output's header."""
     from hyenadna import __version__
-    from hyenadna.inference.variant_background import PER_CLASS
     from hyenadna.model.hub import find_model
     from hyenadna.model.weights import base_sha256
 
     assert config.fasta is not None
-    where = scorer.background
     return {
         "model": config.model_name,
         "sha256": base_sha256(scorer.model.state_dict()),
@@ -194,7 +188,7 @@ def _about(config: ScoreConfig, scorer: "VariantScorer") -> dict[str, str | int]
         "strand": config.strand,
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "genome": config.fasta.name,
-        "background": "none" if where is None else f"{PER_CLASS} SNVs of each trinucleotide change, {where.where}",
+        "background": "none" if scorer.background is None else scorer.background.where,
         "performance": performance(find_model(config.model)),
         "hyenadna": __version__,
     }

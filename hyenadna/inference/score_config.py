@@ -56,7 +56,7 @@ class ScoreConfig:
     """What becomes of a record whose REF is not what the genome holds, and that has no score so: flag writes '.' and
     REF_MISMATCH, skip leaves the record out and counts it, error stops there."""
     percentiles: bool = True
-    """HYENA_PCT, for which some 12,000 SNVs of the genome are scored first; the cache keeps them for later runs."""
+    """HYENA_PCT, for which thousands of SNVs of the genome are scored first; the cache keeps them for later runs."""
     state: Path | None = None
     """Folder for what a stopped run goes on from. Default: .OUT.journal beside OUT, removed at the end."""
     bed: Path | None = None

@@ -14,6 +14,7 @@ from hyenadna.machine import peak_memory
 from hyenadna.progress import duration, quantity
 
 _SECONDS = 2.0
+_FIRST = 32
 _BASES = "ACGT"
 
 
@@ -74,8 +75,9 @@ def _plan(scorer: Scorer, some: Sequence[Variant], total: int, counted: str, bef
 
 
 def _rate(scorer: Scorer, some: Sequence[Variant]) -> float:
-    """Variants a second, over one, then more and more until it takes some seconds; 0 if there are none."""
-    number = 1
+    """Variants a second, over a few, then more and more until it takes some seconds; 0 if there are none."""
+    scorer.score(some[:1])  # the first takes longer than any other, and is not timed
+    number = _FIRST
     while some:
         part = some[:number]
         start = time.perf_counter()

@@ -203,7 +203,9 @@ def batch_values(
             variants.append(variant)
             cells.append((row, column))
     for (row, column), score in zip(cells, scorer.score(variants) if variants else [], strict=True):
-        values[row][column] = texts(score)
+        # of those that were sent, the genome holds no other REF, but an N or the like in its place
+        flags = ("HAS_N" if flag == "REF_MISMATCH" else flag for flag in score.flags)
+        values[row][column] = texts(score._replace(flags=tuple(dict.fromkeys(flags))))
     return values
 
 
