@@ -253,8 +253,9 @@ def _written(
                 records=len(batch), left_out=left_out, alleles=sum(map(len, values)), scored=_scores(values)
             )
             flags.update(flag for rows in values for *_, some in rows for flag in some.split("|") if flag != ".")
-    names = ("records", "left_out", "alleles", "scored", "earlier")
-    return Scored(*(tally[name] for name in names), flags=dict(sorted(flags.items())))
+    said = (tally[name] for name in ("records", "left_out", "alleles", "scored", "earlier"))
+    records, left_out, alleles, scored, earlier = said
+    return Scored(records, left_out, alleles, scored, earlier, dict(sorted(flags.items())))
 
 
 def _text(batch: Sequence[Record], values: Values, lines: Lines, ref_mismatch: RefMismatch) -> tuple[bytes, int]:
