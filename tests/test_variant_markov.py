@@ -41,6 +41,8 @@ def by_whole_contigs(model, genome, variant, at) -> float:
             model.bits(ascii_of(haplotype[: start + at.scored]))[-1][max(1, start) if not at.offset else start :]
         )
     both = ~np.isnan(codes).any(axis=0)
+    if not both.any():
+        return math.nan
     return math.log(2) * float((codes[0] - codes[1])[both].sum())
 
 
