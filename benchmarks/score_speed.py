@@ -4,8 +4,8 @@
 
 SNVs on both strands in windows of 1,024 bases, in float32: dense (all substitutions of a stretch), as in a population's
 VCF (one in 35 bases), and sparse (one in about 2,000 bases, so that no window has two), by the starter model and by a
-small-32k of random weights. The opponent reads the same windows with the same model, both haplotypes of each variant and
-strand from the window's start to its last scored base, 8 haplotypes in a batch; of many variants it scores an evenly
+small-32k of random weights. The opponent reads the same windows with the same model, both haplotypes of each variant
+and strand from the window's start to its last scored base, 8 haplotypes in a batch; of many variants it scores an evenly
 spread part, and rates are compared. Both run in turns; their scores must agree to 1e-3 nats before anything is timed.
 """
 
@@ -147,7 +147,8 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> in
             rates = result["variants_per_s"]
             notice(
                 f"{case.name + ', ' + case.model:24}{rates['ours']['median']:>10.1f} variants/s, two full passes "
-                f"{rates['two_passes']['median']:.1f}: {result['ratio']:.2f} times (bar {case.bar:g}); scores differ by "
+                f"{rates['two_passes']['median']:.1f}: {result['ratio']:.2f} times (bar {case.bar:g}); scores differ "
+                f"by "
                 f"{result['largest_difference_nats']:.1g} nats at most"
             )
             yield result
