@@ -5,8 +5,9 @@
 SNVs on both strands in windows of 1,024 bases, in float32: dense (all substitutions of a stretch), as in a population's
 VCF (one in 35 bases), and sparse (one in about 2,000 bases, so that no window has two), by the starter model and by a
 small-32k of random weights. The opponent reads the same windows with the same model, both haplotypes of each variant
-and strand from the window's start to its last scored base, 8 haplotypes in a batch; of many variants it scores an evenly
-spread part, and rates are compared. Both run in turns; their scores must agree to 1e-3 nats before anything is timed.
+and strand from the window's start to its last scored base, 8 haplotypes in a batch; of many variants it scores an
+evenly spread part, and rates are compared. Both run in turns; their scores must agree to 1e-3 nats before anything is
+timed.
 """
 
 import sys
@@ -25,7 +26,7 @@ from hyenadna.inference.likelihood import next_base_nats
 from hyenadna.inference.variant_scores import VariantScorer
 from hyenadna.inference.variant_windows import Sign, haplotypes, place
 from hyenadna.machine import keep_freed_memory
-from hyenadna.model.config import named_size
+from hyenadna.model.config import Size, named_size
 from hyenadna.model.hub import STARTER
 from hyenadna.model.language_model import HyenaDNA
 from hyenadna.progress import notice
@@ -37,8 +38,8 @@ _BATCH = 8
 
 class Case(NamedTuple):
     name: str
-    model: str
-    """'starter', or a named size with random weights."""
+    model: Size | None
+    """A size with random weights; None is the starter model."""
     variants: int
     spacing: int
     """Bases from one place to the next; at 1 all three substitutions of every base."""
@@ -51,9 +52,9 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("dense", STARTER, 1536, 1, 24, 3.0),
-    Case("population", STARTER, 256, 35, 24, 1.5),
-    Case("sparse", STARTER, 64, 2001, 24, 1.0),
+    Case("dense", None, 1536, 1, 24, 3.0),
+    Case("population", None, 256, 35, 24, 1.5),
+    Case("sparse", None, 64, 2001, 24, 1.0),
     Case("dense", "small-32k", 384, 1, 8, 3.0),
     Case("sparse", "small-32k", 32, 2001, 8, 1.0),
 )
@@ -76,8 +77,10 @@ class Scoring:
         keep_freed_memory()
         torch.manual_seed(0)
         self.case, margin = case, 2 * case.window
-        random = case.model != STARTER
-        self.model = HyenaDNA(named_size(case.model)).eval() if random else HyenaDNA.from_pretrained(STARTER)
+        if case.model is None:
+            self.model = HyenaDNA.from_pretrained(STARTER)
+        else:
+            self.model = HyenaDNA(named_size(case.model)).eval()
         draw = np.random.default_rng(0)
         self.genome = Bases("".join(draw.choice(list(BASES), 2 * margin + case.variants * case.spacing)))
         self.variants = []
@@ -146,7 +149,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> in
             result = measure(case, timer)
             rates = result["variants_per_s"]
             notice(
-                f"{case.name + ', ' + case.model:24}{rates['ours']['median']:>10.1f} variants/s, two full passes "
+                f"{case.name + ', ' + (case.model or STARTER):24}{rates['ours']['median']:>10.1f} variants/s, two full passes "
                 f"{rates['two_passes']['median']:.1f}: {result['ratio']:.2f} times (bar {case.bar:g}); scores differ "
                 f"by "
                 f"{result['largest_difference_nats']:.1g} nats at most"

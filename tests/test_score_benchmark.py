@@ -23,13 +23,12 @@ def score_speed(monkeypatch):
 
 def test_rates_and_differences_are_reported(score_speed, tmp_path, capsys):
     cases = [
-        score_speed.Case("dense", score_speed.STARTER, 6, 1, 3, 1.0, window=32, repetitions=2),
-        score_speed.Case("sparse", "tiny-1k", 3, 70, 2, 1.0, window=32, repetitions=1),
+        score_speed.Case("dense", None, 6, 1, 3, 1.0, window=32, repetitions=2),
     ]
     out = tmp_path / "score_speed.json"
     assert score_speed.main(["-o", str(out), "--threads", "1"], cases) == 0
     report = json.loads(out.read_text())
-    assert {"commit", "machine", "threads", "load"} <= set(report) and len(report["cases"]) == 2
+    assert {"commit", "machine", "threads", "load"} <= set(report) and len(report["cases"]) == 1
     for case in report["cases"]:
         assert case["largest_difference_nats"] < 1e-4
         assert case["variants_per_s"]["ours"]["n"] == case["variants_per_s"]["two_passes"]["n"] == case["repetitions"]

@@ -97,6 +97,8 @@ def test_tiny_genomes_fall_back_to_what_they_can_count() -> None:
     single = FakeGenome(c=random_bases(300, 6))
     variant = Variant("c", 150, single.fetch("c", 150, 151), "A" if single.fetch("c", 150, 151) != "A" else "C")
     assert fitted(single).ratios([(variant, place(variant, "-", 8, 300))], single).tolist() == [0.0]
+    # contigs that are shorter than the ends of a block
+    assert fitted(FakeGenome(a=random_bases(3_000, 5), b="ACGT")).models[0].trained_bases > 1_000
     # copies alone are counted after all
     assert fitted(FakeGenome(chr1_alt=random_bases(3_000, 7))).models[0].trained_bases > 1_000
 
