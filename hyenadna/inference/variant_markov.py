@@ -92,7 +92,7 @@ class VariantMarkov:
 
 
 def fitted(genome: BaseSource, fingerprint: str | None = None) -> VariantMarkov:
-    """The models of a genome: counted, or read from the cache folder. About 4 seconds for 60 Mb, and for large genomes 8.
+    """The models of a genome: counted, or read from the cache folder. 4 seconds for 60 Mb, at most 8.
 
     Parameters
     ----------
