@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> in
             name = f"{case.name}, {case.model or STARTER}"
             notice(
                 f"{name:24}{rates['ours']['median']:>10.1f} variants/s, two full passes "
-                f"{rates['two_passes']['median']:.1f}: {result['ratio']:.2f} times (bar {case.bar:g}); scores differ by "
+                f"{rates['two_passes']['median']:.1f}: {result['ratio']:.2f} times (bar {case.bar:g}); they differ by "
                 f"{result['largest_difference_nats']:.1g} nats at most"
             )
             yield result
