@@ -78,6 +78,7 @@ def test_an_index_finds_what_reading_finds(tmp_path):
         wanted = [(c, p) for c, p in places if c == region.contig and region.start < p <= region.end]
         assert found == [[c.encode(), str(p).encode()] for c, p in wanted]
     assert list(indexed_lines(path, Interval("3", 0, 5))) == []
+    assert list(indexed_lines(path, Interval("2", 600_000_000, 700_000_000))) == []  # beyond what a .tbi can tell
     assert next(indexed_lines(path, parse_region("2"))).endswith("caf\xc3\xa9".encode() + b"x" * 50 + b"\n")
 
 

@@ -41,6 +41,11 @@ def some_variants(genome, contig, places, longest) -> list[Variant]:
     return found
 
 
+def scorer_of(model, genome, *, batch_tokens=512, **options) -> VariantScorer:
+    """A scorer of small batches, since batches are always filled up."""
+    return VariantScorer(model, genome, batch_tokens=batch_tokens, **options)
+
+
 def llrs(scorer, variants) -> np.ndarray:
     return np.array([score.llr for score in scorer.score(variants)])
 
@@ -56,7 +61,7 @@ def test_every_layer_gives_what_whole_passes_give(pattern, strand) -> None:
     genome = FakeGenome(a=random_bases(90, 1), b=random_bases(150, 2))
     model = hybrid(pattern).double()
     variants = some_variants(genome, "a", range(0, 90, 3), 8) + some_variants(genome, "b", range(60, 80, 2), 3)
-    scorer = VariantScorer(model, genome, window=32, strand=strand)
+    scorer = scorer_of(model, genome, window=32, strand=strand)
     for variant, score in zip(variants, scorer.score(variants), strict=True):
         if score.flags == ("SKIPPED",):
             assert variant.ref == variant.alt
@@ -70,7 +75,7 @@ def test_many_steps_and_long_alleles_in_one_window() -> None:
     model = small_model(layers="HLS", heads=2, kv_heads=2, d_model=8, d_inner=8, filter_length=514).double()
     variants = some_variants(genome, "c", range(380, 660, 19), 40)
     for strand, sign in SIGNS.items():
-        scorer = VariantScorer(model, genome, window=512, strand=strand)
+        scorer = scorer_of(model, genome, window=512, strand=strand)
         expected = [whole_passes(model, genome, normalized(variant, genome), 512, sign) for variant in variants]
         np.testing.assert_allclose(llrs(scorer, variants), expected, rtol=0, atol=1e-9)
 
@@ -79,8 +84,7 @@ def test_the_mean_of_both_strands() -> None:
     genome, model = FakeGenome(c=random_bases(120, 4)), hybrid("HL").double()
     variants = some_variants(genome, "c", range(40, 80, 4), 8)
     plus, minus, both = (
-        llrs(VariantScorer(model, genome, window=32, strand=strand), variants)
-        for strand in ("forward", "reverse", "both")
+        llrs(scorer_of(model, genome, window=32, strand=strand), variants) for strand in ("forward", "reverse", "both")
     )
     np.testing.assert_allclose(both, (plus + minus) / 2, rtol=0, atol=1e-12)
     assert np.abs(plus - minus).max() > 0.1
@@ -88,9 +92,9 @@ def test_the_mean_of_both_strands() -> None:
     turned = FakeGenome(c=reverse_complement(genome.contigs["c"]))
     there = [Variant("c", 119 - p, reverse_complement(genome.fetch("c", p, p + 1)), "A") for p in range(40, 80)]
     here = [Variant("c", p, genome.fetch("c", p, p + 1), "T") for p in range(40, 80)]
-    of_turned = llrs(VariantScorer(model, turned, window=32, strand="forward"), there)
+    of_turned = llrs(scorer_of(model, turned, window=32, strand="forward"), there)
     np.testing.assert_allclose(
-        llrs(VariantScorer(model, genome, window=32, strand="reverse"), here), of_turned, rtol=0, atol=1e-9
+        llrs(scorer_of(model, genome, window=32, strand="reverse"), here), of_turned, rtol=0, atol=1e-9
     )
 
 
@@ -98,7 +102,7 @@ def test_the_starter_model_in_float32(starter) -> None:
     genome = FakeGenome(c=random_bases(3000, 5))
     variants = some_variants(genome, "c", [1300, 1530, 1610, 1700], 30)
     for strand, sign in SIGNS.items():
-        found = llrs(VariantScorer(starter, genome, strand=strand), variants)
+        found = llrs(scorer_of(starter, genome, strand=strand, batch_tokens=None), variants)
         expected = [whole_passes(starter, genome, normalized(variant, genome), 1024, sign) for variant in variants]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
@@ -109,22 +113,20 @@ def test_scores_do_not_depend_on_what_is_scored_with_them(double, bound) -> None
     model = small_model(layers="HL", heads=2, filter_length=258)
     model = model.double() if double else model
     variants = some_variants(genome, "a", range(0, 700, 61), 20) + some_variants(genome, "b", range(250, 310, 5), 3)
-    all_at_once = llrs(VariantScorer(model, genome, window=256), variants)
+    all_at_once = llrs(scorer_of(model, genome, window=256), variants)
     assert not np.isnan(all_at_once).any()
     order = np.random.default_rng(0).permutation(len(variants))
-    shuffled = llrs(VariantScorer(model, genome, window=256), [variants[i] for i in order])
+    shuffled = llrs(scorer_of(model, genome, window=256), [variants[i] for i in order])
     np.testing.assert_allclose(shuffled, all_at_once[order], rtol=0, atol=bound)
-    few = llrs(VariantScorer(model, genome, window=256, batch_tokens=1), variants[::11])
+    few = llrs(scorer_of(model, genome, window=256, batch_tokens=1), variants[::11])
     np.testing.assert_allclose(few, all_at_once[::11], rtol=0, atol=bound)
-    alone = [
-        llrs(VariantScorer(model, genome, window=256, batch_tokens=1 << 12), [variants[i]])[0] for i in (0, 13, 20)
-    ]
+    alone = [llrs(scorer_of(model, genome, window=256, batch_tokens=1 << 12), [variants[i]])[0] for i in (0, 13, 20)]
     np.testing.assert_allclose(alone, all_at_once[[0, 13, 20]], rtol=0, atol=bound)
 
 
 def test_spellings_of_one_change_score_identically() -> None:
     genome = FakeGenome(c=random_bases(60, 8) + "GGCACACACATT" + random_bases(60, 9))
-    scorer = VariantScorer(hybrid("HLS"), genome, window=32)
+    scorer = scorer_of(hybrid("HLS"), genome, window=32)
     deleted = [spelt(genome, "c", start, 3, genome.fetch("c", start, start + 1)) for start in range(61, 68)]
     deleted += [spelt(genome, "c", start, 2, "") for start in range(62, 69)] + [spelt(genome, "c", 60, 9, "GGCACAC")]
     scores = scorer.score(deleted)
@@ -138,7 +140,7 @@ def test_spellings_of_one_change_score_identically() -> None:
 def test_flags_say_what_was_not_as_usual() -> None:
     bases = random_bases(200, 10)
     genome = FakeGenome(c=bases[:120] + "N" + bases[121:], d="ACGT")
-    scorer = VariantScorer(hybrid("HS"), genome, window=32)
+    scorer = scorer_of(hybrid("HS"), genome, window=32)
     c = bases[60]
     other = "A" if c != "A" else "C"
 
@@ -164,7 +166,7 @@ def test_an_n_is_scored_in_neither_haplotype() -> None:
     genome, model = FakeGenome(c=bases[:75] + "NN" + bases[77:]), hybrid("HL").double()
     variants = [spelt(genome, "c", 70, 1, ""), spelt(genome, "c", 71, 0, "GAT"), spelt(genome, "c", 68, 3, "CC")]
     for strand, sign in SIGNS.items():
-        found = llrs(VariantScorer(model, genome, window=32, strand=strand), variants)
+        found = llrs(scorer_of(model, genome, window=32, strand=strand), variants)
         expected = [whole_passes(model, genome, normalized(variant, genome), 32, sign) for variant in variants]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
@@ -175,10 +177,10 @@ def test_a_reference_that_the_genome_does_not_hold_is_taken_at_its_word() -> Non
     genome, as_said = FakeGenome(c=bases), FakeGenome(c=bases[:70] + other + bases[71:])
     alt = next(base for base in BASES if base not in (other, bases[70]))
     mixed = [Variant("c", 70, other, alt), Variant("c", 70, bases[70], alt), Variant("c", 71, bases[71], "")]
-    found = VariantScorer(model, genome, window=32).score(mixed)
-    (expected,) = VariantScorer(model, as_said, window=32).score(mixed[:1])
+    found = scorer_of(model, genome, window=32).score(mixed)
+    (expected,) = scorer_of(model, as_said, window=32).score(mixed[:1])
     assert found[0].llr == pytest.approx(expected.llr, abs=1e-9) and found[0].flags == ("REF_MISMATCH",)
-    alone = VariantScorer(model, genome, window=32).score(mixed[1:])
+    alone = scorer_of(model, genome, window=32).score(mixed[1:])
     assert [score.llr for score in found[1:]] == pytest.approx([score.llr for score in alone], abs=1e-9)
     assert [score.flags for score in found[1:]] == [(), ("INDEL",)]
 
@@ -205,7 +207,7 @@ def tokens_read(monkeypatch, scorer, variants) -> int:
 def test_what_is_read_of_many_variants_and_of_few(monkeypatch) -> None:
     genome = FakeGenome(c=random_bases(20_000, 13))
     model = small_model(layers="H", d_model=2, d_inner=2, filter_order=2, filter_length=1026)
-    scorer = VariantScorer(model, genome, strand="forward")
+    scorer = scorer_of(model, genome, strand="forward", batch_tokens=None)
     dense = [
         Variant("c", p, own, alt) for p in range(2560, 2816) if (own := genome.fetch("c", p, p + 1)) for alt in "ACGT"
     ]
@@ -222,7 +224,7 @@ def test_what_is_read_of_many_variants_and_of_few(monkeypatch) -> None:
 def test_saturation_gives_the_numbers_of_score() -> None:
     bases = random_bases(100, 14)
     genome = FakeGenome(c=bases[:50] + "N" + bases[51:])
-    scorer = VariantScorer(hybrid("HS"), genome, window=32)
+    scorer = scorer_of(hybrid("HS"), genome, window=32)
     found = scorer.saturation("c", 41, 67)
     for p, alt in product((41, 48, 50, 55, 56, 66), BASES):
         own = genome.fetch("c", p, p + 1)
@@ -242,7 +244,7 @@ def test_saturation_gives_the_numbers_of_score() -> None:
 def test_percentiles_are_of_snvs_alone() -> None:
     genome = FakeGenome(c="ACGT" * 30)
     background = Background({"ACG>T": np.arange(-50.0, 50.0)}, folded=True, where="")
-    scorer = VariantScorer(hybrid("H"), genome, window=32, background=background)
+    scorer = scorer_of(hybrid("H"), genome, window=32, background=background)
     one, same, other, longer = scorer.score(
         [
             Variant("c", 61, "C", "T"),
@@ -258,9 +260,9 @@ def test_percentiles_are_of_snvs_alone() -> None:
 def test_what_cannot_be_scored_with_is_refused() -> None:
     genome = FakeGenome(c=random_bases(100, 15))
     with pytest.raises(UsageError, match="a window of 52 bases was asked for; this model reads up to 46: the largest"):
-        VariantScorer(hybrid("H"), genome, window=52)
+        scorer_of(hybrid("H"), genome, window=52)
     broken = hybrid("H")
     with torch.no_grad():
         broken.backbone.ln_f.weight[0] = math.nan
     with pytest.raises(NotFiniteError, match="not numbers in a sequence of"):
-        VariantScorer(broken, genome, window=32).score([spelt(genome, "c", 50, 1, "")])
+        scorer_of(broken, genome, window=32).score([spelt(genome, "c", 50, 1, "")])

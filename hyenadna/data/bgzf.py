@@ -93,7 +93,7 @@ def index_vcf(path: Path, lengths: Mapping[str, int | None]) -> Path | None:
         return None
     index = csi if long else tbi
     try:
-        with _silent(pysam), atomic_write(index) as temporary:
+        with _silent(), atomic_write(index) as temporary:
             try:
                 pysam.tabix_index(str(path), preset="vcf", csi=long, index=str(temporary))
             except OSError as error:  # htslib tells no more than that it failed; of a full disk, too
@@ -127,7 +127,7 @@ def indexed_lines(path: Path, region: Interval) -> Iterator[bytes] | None:
         notice(f"{index.name} is not used, because pysam is not installed: {_INSTALL}{slowly}")
         return None
     try:
-        with _silent(pysam):
+        with _silent():
             # every byte is a letter of latin-1, so the lines come through as they are
             tabix = pysam.TabixFile(str(path), index=str(index), encoding="latin-1")
     except (OSError, ValueError):
@@ -137,9 +137,8 @@ def indexed_lines(path: Path, region: Interval) -> Iterator[bytes] | None:
 
 
 def _fetched(tabix: "pysam.TabixFile", path: Path, region: Interval) -> Iterator[bytes]:
-    import pysam
 
-    with tabix, _silent(pysam):
+    with tabix, _silent():
         if region.contig not in tabix.contigs:
             return
         try:
@@ -156,8 +155,10 @@ def _indexes(path: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _silent(pysam: "type[pysam]") -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """Keep htslib from printing to stderr what we tell in our own words."""
+    import pysam
+
     before = pysam.set_verbosity(0)
     try:
         yield

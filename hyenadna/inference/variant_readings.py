@@ -169,9 +169,9 @@ def _read(
     cut, last = group[0].cut, max(window.last for window in group)
     reached, state = 0, None
     shared = np.full((_fitting(batch_tokens, steps.window // 2), steps.end(last, cut)), PAD, dtype=np.uint8)
-    for row, window in zip(shared, group, strict=False):
-        known = window.tokens[: len(row)]
-        row[: len(known)] = known
+    for own, window in zip(shared, group, strict=False):
+        known = window.tokens[: len(own)]
+        own[: len(known)] = known
     tokens = torch.from_numpy(shared).to(model.device)
     for step in range(last + 1):
         end = steps.end(step, cut)
