@@ -1,9 +1,9 @@
 """Random insertions and deletions that are as long as real ones and lie in repeats of the same length.
 
 Most real ones lie in tandem repeats, and a model of DNA knows repeats, so real against anywhere would ask only whether
-it sees a repeat. What an insertion or deletion has around it is told by its slack: how many bases to the right it can be
-moved without changing the haplotype. One base out of a run of n like bases has slack n - 1, a unit of L bases out of n
-copies (n - 1) L, one that fits to nothing 0.
+it sees a repeat. What an insertion or deletion has around it is told by its slack: how many bases to the right it can
+be moved without changing the haplotype. One base out of a run of n like bases has slack n - 1, a unit of L bases out of
+n copies (n - 1) L, one that fits to nothing 0.
 
 For each real one several are drawn, by a generator of its own, so that they depend on no other: of the same kind and
 length, of the same slack or, where too few are, the nearest, and among these of the nearest number of G and C. They lie
@@ -107,9 +107,7 @@ class Matcher:
                 break
         return drawn
 
-    def _pool(
-        self, candidates: _Candidates, wanted: int, each: int, random: np.random.Generator
-    ) -> NDArray[np.int64]:
+    def _pool(self, candidates: _Candidates, wanted: int, each: int, random: np.random.Generator) -> NDArray[np.int64]:
         """Some candidates of the slack that is wanted, or of slacks around it where there are too few."""
         apart, within = np.abs(candidates.slack - wanted), 0
         enough = each + len(self.taken)  # some may be real ones
