@@ -65,7 +65,7 @@ def of_periodicity(work: Work) -> dict[str, Any]:
         "reading_frames": len(frames),
         "bases_of_each": LEAST,
         "bases_before": before,
-        "shortest_by_length": f"ATG to stop, at least {LEAST} bases, the longest of those that overlap",
+        "chosen": f"ATG to stop, at least {LEAST} bases, the longest of those that overlap",
         "power_at_3_over_around": plain(rhythms(nats | shuffled, pairs)),
         "differences_are_of": "the natural logarithms of the ratios",
         "drawn_together": "the bases of a reading frame",

@@ -2,7 +2,7 @@
 
 Read from a folder of public files: `variants/brca1_sge_findlay2018.tsv.gz`, the supplement of Findlay et al. 2018
 (saturation genome editing of BRCA1) with CADD and phyloP; `variants/1000G_phase1_chr22_50.3Mb_b37.vcf.gz`, 1000 Genomes
-phase 1; and `genomes/`, among them a stretch of GRCh38 chr17 around BRCA1, whose base 0 is chr17:42,425,001.
+phase 1; and `genomes/`, among them a stretch of GRCh38 chr17 around BRCA1, whose first base is chr17:42,425,000.
 """
 
 import csv
@@ -22,8 +22,8 @@ from hyenadna.errors import InputError
 Floats = NDArray[np.float64]
 BRCA1 = Path("variants/brca1_sge_findlay2018.tsv.gz")
 BRCA1_GENOME = Path("genomes/human_GRCh38_chr17_42425000-43600000_BRCA1_1175kb.fa.gz")
-BRCA1_OFFSET = 42_425_000
-"""GRCh38 position, from 0, of the first base of that file."""
+BRCA1_FIRST = 42_425_000
+"""GRCh38 position, counted from 1, of the first base of that file: 3,893 reference alleles say so, and its header."""
 THOUSAND_GENOMES = Path("variants/1000G_phase1_chr22_50.3Mb_b37.vcf.gz")
 CHR22 = Path("genomes/human_GRCh37_chr22_from_EPO_maf_Nmasked.fa.gz")
 CHR20 = Path("genomes/human_GRCh37_chr20.fa.gz")
@@ -118,8 +118,8 @@ def brca1(data: Path, genome: Sequences) -> Brca1:
         rows = list(csv.DictReader(file, delimiter="\t"))
     starts = [int(row["index0_in_slice"]) for row in rows]
     variants = [Variant(genome.only, start, row["ref"], row["alt"]) for start, row in zip(starts, rows, strict=True)]
-    if any(int(row["pos_hg38"]) - 1 - start != BRCA1_OFFSET for start, row in zip(starts, rows, strict=True)):
-        raise InputError(f"{BRCA1}: positions do not fit a genome that begins at {BRCA1_OFFSET + 1:,}")
+    if any(int(row["pos_hg38"]) - start != BRCA1_FIRST for start, row in zip(starts, rows, strict=True)):
+        raise InputError(f"{BRCA1}: positions do not fit a genome that begins at {BRCA1_FIRST:,}")
     check_references(variants, genome)
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return Brca1(
