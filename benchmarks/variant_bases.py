@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from starter import TEST
-from variant_parts import MARKOV, Work, plain
+from variant_contenders import ORDER
+from variant_parts import HUMAN, MARKOV, Work, plain
 from variant_reading_frames import LEAST, ReadingFrame, reading_frames
 from variant_sets import CHR20, ECOLI, LAMBDA, Floats, Sequences
 from variant_statistics import block_means, rhythms
 
 from hyenadna.data.alphabet import COMPLEMENT
 from hyenadna.data.fasta import read_records
-from hyenadna.files import atomic_write, sha256
 from hyenadna.inference.markov import MarkovModels, count_both_strands
 from hyenadna.progress import notice
 
-ORDER = 10
-HUMAN, HOST = f"{MARKOV}, human", f"{MARKOV}, E. coli"
+HOST = f"{MARKOV}, E. coli"
 WINDOW = 1024
 """Bases that are read for 900 of a reading frame: those before serve as context."""
 FOLD = 100_000
@@ -52,7 +51,7 @@ def of_periodicity(work: Work) -> dict[str, Any]:
     for contender in work.contenders:
         texts = [window.tobytes().decode("ascii") for window in windows]
         nats[contender.name] = np.stack(work.scores.of_bases(contender, texts))[:, before:]
-    human, host = _human(work), _cross_fitted(letters)
+    human, host = work.scores.human_markov(work.data), _cross_fitted(letters)
     nats[HUMAN] = -_LN2 * np.stack([human.bits(window, before)[-1] for window in windows])
     fold = [frame.start // FOLD % 2 for frame in frames]
     nats[HOST] = -_LN2 * np.stack([host[own].bits(w, before)[-1] for own, w in zip(fold, windows, strict=True)])
@@ -79,7 +78,10 @@ def of_periodicity(work: Work) -> dict[str, Any]:
 def of_lambda(work: Work) -> dict[str, Any]:
     """Bits per base of the phage lambda, both strands, beside those of held-out human sequence."""
     genome, ecoli = Sequences(work.data / LAMBDA), Sequences(work.data / ECOLI)
-    markov = {HUMAN: _human(work), HOST: MarkovModels(count_both_strands(ecoli.letters.values(), ORDER))}
+    markov = {
+        HUMAN: work.scores.human_markov(work.data),
+        HOST: MarkovModels(count_both_strands(ecoli.letters.values(), ORDER)),
+    }
     sets = {"lambda": [genome.letters[genome.only]], "human, held out from the starter model": _held_out(work.data)}
     report: dict[str, Any] = {"drawn_together": f"{BLOCK:,} bases", "markov_order": ORDER, "sets": {}}
     for name, sequences in sets.items():
@@ -117,21 +119,6 @@ def _cross_fitted(letters: NDArray[np.uint8]) -> tuple[MarkovModels, MarkovModel
     blocks = [letters[start : start + FOLD] for start in range(0, len(letters), FOLD)]
     odd, even = (MarkovModels(count_both_strands(blocks[first::2], ORDER)) for first in (1, 0))
     return odd, even
-
-
-def _human(work: Work) -> MarkovModels:
-    """Counted on chr20 without the pieces that are held out from the starter model; kept with the scores."""
-    path = work.data / CHR20
-    kept = work.scores.keep / f"markov-{sha256(path)[:12]}.npz"
-    if not kept.exists():
-        (record,) = read_records(path)
-        edges = [0, *(edge for piece in TEST for edge in piece), len(record.sequence)]
-        stretches = [record.sequence[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        counts = count_both_strands(stretches, ORDER)
-        with atomic_write(kept) as temporary, temporary.open("wb") as file:
-            np.savez(file, *counts)
-    with np.load(kept) as file:
-        return MarkovModels(tuple(file[f"arr_{order}"] for order in range(ORDER + 1)))
 
 
 def _held_out(data: Path) -> list[NDArray[np.uint8]]:

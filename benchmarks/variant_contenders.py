@@ -5,22 +5,26 @@ What is kept is named by what it depends on: the weights, the variants or sequen
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from variant_sets import Sequences
+from starter import TEST
+from variant_sets import CHR20, Sequences
 
-from hyenadna.data.alleles import Variant
+from hyenadna.data.alleles import Variant, normalized
+from hyenadna.data.fasta import read_records
 from hyenadna.errors import UsageError
 from hyenadna.files import atomic_write, sha256
 from hyenadna.inference.likelihood import Strand, likelihoods
+from hyenadna.inference.markov import MarkovModels, count_both_strands
 from hyenadna.inference.variant_background import background_of
 from hyenadna.inference.variant_markov import VariantMarkov, fitted
 from hyenadna.inference.variant_scores import VariantScorer
+from hyenadna.inference.variant_windows import longest_allele, place
 from hyenadna.model import checkpoint
 from hyenadna.model.hub import find_model
 from hyenadna.model.language_model import HyenaDNA
@@ -28,6 +32,8 @@ from hyenadna.model.weights import base_sha256
 from hyenadna.progress import progress
 
 Floats = NDArray[np.float64]
+ORDER = 10
+"""Of the Markov models that are counted here."""
 _AT_ONCE = 512
 _SAVE_EVERY_S = 20.0
 
@@ -96,6 +102,7 @@ class Scores:
         self.keep, self.window, self.dtype = keep, window, dtype
         self.seconds: dict[str, float] = {}
         self._markov: dict[Path, VariantMarkov] = {}
+        self._human: MarkovModels | None = None
 
     def of_variants(
         self,
@@ -173,6 +180,37 @@ class Scores:
         self.seconds[f"{contender.name}, {strand}, {int(ends[-1]):,} bases"] = float(columns["seconds"].sum())
         return np.split(columns["nats"], ends[:-1])
 
+    def human_markov(self, data: Path) -> MarkovModels:
+        """Counted on what the starter model was trained on: chr20 but for the pieces held out from it. Kept, too."""
+        if self._human is None:
+            kept = self.keep / f"markov-{ORDER}-{sha256(data / CHR20)[:12]}.npz"
+            if not kept.exists():
+                (record,) = read_records(data / CHR20)
+                edges = [0, *(edge for piece in TEST for edge in piece), len(record.sequence)]
+                stretches = [record.sequence[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+                _save(kept, {str(k): counts for k, counts in enumerate(count_both_strands(stretches, ORDER))})
+            with np.load(kept) as file:
+                self._human = MarkovModels(tuple(file[str(k)] for k in range(ORDER + 1)))
+        return self._human
+
+    def by_human_markov(self, data: Path, genome: Sequences, variants: Sequence[Variant]) -> Floats:
+        """The LLR of variants, mean of both strands, by that model; NaN for alleles that no window holds."""
+        model = self.human_markov(data)
+        fold = {contig: np.zeros(1, dtype=np.int64) for contig in genome.lengths}
+        markov = VariantMarkov((model, model), max(genome.lengths.values()), fold)
+        spelt = [normalized(variant, genome) for variant in variants]
+        longest = longest_allele(self.window)
+        known = [n for n, (_, _, ref, alt) in enumerate(spelt) if max(len(ref), len(alt)) <= longest]
+        found = np.full(len(variants), np.nan)
+        signs: tuple[Literal["+"], Literal["-"]] = ("+", "-")
+        found[known] = sum(
+            markov.ratios(
+                [(spelt[n], place(spelt[n], sign, self.window, genome.lengths[spelt[n].contig])) for n in known], genome
+            )
+            for sign in signs
+        ) / len(signs)
+        return found
+
     def _markov_of(self, genome: Sequences, digest: str) -> VariantMarkov:
         if genome.path not in self._markov:
             self._markov[genome.path] = fitted(genome, digest)
@@ -183,21 +221,25 @@ class Scores:
         return self.keep / f"{name.replace('/', '-').replace(' ', '-')}-{digest}.npz"
 
 
-def _read(path: Path) -> dict[str, NDArray[np.generic]] | None:
+def _read(path: Path) -> dict[str, NDArray[Any]] | None:
     if not path.exists():
         return None
     with np.load(path) as file:
         return dict(file)
 
 
+def _save(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)  # type: ignore[arg-type]
+
+
 def _saving(
-    path: Path, columns: dict[str, NDArray[np.generic]], left: Sequence[int], at_once: int = _AT_ONCE
+    path: Path, columns: dict[str, NDArray[Any]], left: Sequence[int], at_once: int = _AT_ONCE
 ) -> Iterator[list[int]]:
     """Pieces of what is left; what they filled in is written from time to time, and at the end."""
     saved = time.monotonic()
     for first in range(0, len(left), at_once):
         yield list(left[first : first + at_once])
         if time.monotonic() - saved > _SAVE_EVERY_S or first + at_once >= len(left):
-            with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **columns)  # type: ignore[arg-type]
+            _save(path, columns)
             saved = time.monotonic()

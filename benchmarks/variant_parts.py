@@ -32,7 +32,9 @@ from variant_statistics import Statistic, auroc, auroc_within, estimates, mean, 
 from hyenadna.data.intervals import Interval
 from hyenadna.inference.bootstrap import Estimate
 
-MARKOV, RANDOM = "Markov", "random weights"
+MARKOV, HUMAN, RANDOM = "Markov", "Markov, human chr20", "random weights"
+"""The Markov model of `hyena score`, which is counted on the genome that is given; one that is counted on what the
+starter model was trained on; and the mean of the contenders that were not trained."""
 BLOCK = 10_000
 """Bases of the blocks in which variants of a population are drawn: near ones are inherited together."""
 RANDOM_EACH = 10
@@ -58,10 +60,10 @@ class Work(NamedTuple):
         """The names of those that were trained."""
         return [contender.name for contender in self.contenders if not contender.random]
 
-    def differences(self, *others: str) -> list[tuple[str, str]]:
-        """Each trained model against the Markov model, random weights if there are any, and what else is named."""
+    def differences(self) -> list[tuple[str, str]]:
+        """Each trained model against the Markov models, and random weights if there are any."""
         randoms = [RANDOM] if len(self.trained) < len(self.contenders) else []
-        return [(name, other) for name in self.trained for other in (MARKOV, *randoms, *others)]
+        return [(name, other) for name in self.trained for other in (MARKOV, HUMAN, *randoms)]
 
     def with_random(self, statistics: Mapping[str, Statistic]) -> dict[str, Statistic]:
         """The statistics by name, and the mean of those of the contenders with random weights."""
@@ -89,7 +91,10 @@ def of_brca1(work: Work) -> dict[str, Any]:
         if not contender.random:
             harm[f"{contender.name}, + strand"], harm[f"{contender.name}, - strand"] = forward, reverse
             harm[MARKOV] = -sum(scored.markov for scored in strands) / 2
-            flags = Counter(flag for scored in strands for cell in scored.flags.tolist() for flag in cell.split(","))
+            flags = Counter(
+                flag for scored in strands for cell in scored.flags.tolist() for flag in cell.split(",") if flag
+            )
+    harm[HUMAN] = -work.scores.by_human_markov(work.data, genome, variants)
     harm |= {"consequence class": table.severity[rows], "phyloP": table.phylop[rows], "CADD": table.cadd[rows]}
     outcome, positions, function = table.outcome[rows], table.positions[rows], table.function_score[rows]
     cases = []
@@ -129,6 +134,7 @@ def of_thousand_genomes(work: Work) -> dict[str, Any]:
             llr[MARKOV], has_n = scored.markov, scored.flagged("HAS_N")
         if wanted:
             percentile[f"{contender.name}, percentile"] = scored.percentile
+    llr[HUMAN] = work.scores.by_human_markov(work.data, genome, table.variants)
     ref_is_derived, known = table.ancestral == "alt", table.ancestral != "unknown"
     no_swap = np.zeros(len(rows), dtype=bool)
     every = llr | percentile
@@ -193,6 +199,7 @@ def of_indels(work: Work) -> dict[str, Any]:
         llr[contender.name] = scored.llr
         if not contender.random:
             llr[MARKOV] = scored.markov
+    llr[HUMAN] = work.scores.by_human_markov(work.data, genome, variants)
     of = np.concatenate((chosen, matched.of[beside]))
     is_real = np.arange(len(variants)) < len(chosen)
     own = np.array([slack(real[row], genome) for row in chosen])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from variant_parts import MARKOV, RANDOM
+from variant_parts import HUMAN, MARKOV, RANDOM
 
 from hyenadna import plots
 from hyenadna.errors import UsageError
@@ -123,10 +123,10 @@ def _shown(case: Mapping[str, Any]) -> dict[str, Any]:
 
 def _colours(chosen: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
     """Ours in colours, what others know of the variants in greys."""
-    known = {MARKOV: plots.BASELINE, RANDOM: plots.EXTRA}
+    known = {MARKOV: plots.BASELINE, HUMAN: plots.SERIES[3], RANDOM: plots.EXTRA}
     names = dict.fromkeys(name for cases in chosen.values() for case in cases for name in _shown(case))
     greys = dict(zip((name for name in names if name in _NOT_MODELS), _OTHERS * 2, strict=False))
-    ours = iter((plots.MODEL, *plots.SERIES[3:]) * 4)
+    ours = iter((plots.MODEL, *plots.SERIES[4:]) * 4)
     return {name: known.get(name) or greys.get(name) or next(ours) for name in names}
 
 
