@@ -145,7 +145,7 @@ class Scores:
             if percentiles:
                 scorer.background = background_of(scorer, fingerprint=digest)
             with progress(f"{contender.name}, {strand}", len(order), " variants", len(order) - len(left)) as job:
-                for numbers in _saving(path, columns, left):
+                for numbers in _saving(path, columns, left, _AT_ONCE):
                     started = time.perf_counter()
                     for number, score in zip(numbers, scorer.score([variants[n] for n in numbers]), strict=True):
                         columns["llr"][number], columns["markov"][number] = score.llr, score.markov
@@ -169,7 +169,7 @@ class Scores:
         }
         left = [number for number in range(len(sequences)) if not columns["done"][number]]
         with progress(f"{contender.name}, likelihood", sum(lengths[number] for number in left)) as job:
-            for numbers in _saving(path, columns, left, at_once=max(1, len(left) * 65_536 // max(1, sum(lengths)))):
+            for numbers in _saving(path, columns, left, max(1, len(left) * 65_536 // max(1, sum(lengths)))):
                 started = time.perf_counter()
                 given = likelihoods(contender.model, [sequences[n] for n in numbers], strand=strand, dtype=self.dtype)
                 for number, found in zip(numbers, given, strict=True):
@@ -233,9 +233,7 @@ def _save(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
         np.savez(file, **columns)  # type: ignore[arg-type]
 
 
-def _saving(
-    path: Path, columns: dict[str, NDArray[Any]], left: Sequence[int], at_once: int = _AT_ONCE
-) -> Iterator[list[int]]:
+def _saving(path: Path, columns: dict[str, NDArray[Any]], left: Sequence[int], at_once: int) -> Iterator[list[int]]:
     """Pieces of what is left; what they filled in is written from time to time, and at the end."""
     saved = time.monotonic()
     for first in range(0, len(left), at_once):

@@ -25,12 +25,16 @@ _REGRESSION = Task("regression", ("value",))
 
 def auroc(positive: NDArray[np.bool_], score: Floats) -> Statistic:
     """How probable it is that a positive row scores higher than a negative one; ties count half."""
+    if not len(score):
+        return _undefined
     of = metrics.scorer(_BINARY, np.asarray(positive, dtype=np.int64), np.stack((-score, score), axis=1))
     return lambda weights: of(weights)["auroc"]
 
 
 def spearman(values: Floats, score: Floats) -> Statistic:
     """The correlation of the ranks; ties have their mean rank."""
+    if not len(score):
+        return _undefined
     of = metrics.scorer(_REGRESSION, values, score[:, None])
     return lambda weights: of(weights)["spearman"]
 
@@ -169,6 +173,11 @@ def block_means(
     for a, b in differences:
         found[f"{a} - {b}"] = boot.estimate(_difference(means[a], means[b]))
     return found
+
+
+def _undefined(weights: Floats) -> Floats:
+    """Of no rows."""
+    return np.full(len(weights), np.nan)
 
 
 def _quotient(above: int, below: int) -> Statistic:

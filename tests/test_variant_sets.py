@@ -13,8 +13,6 @@ from hyenadna.data.alphabet import reverse_complement
 from hyenadna.data.intervals import Interval
 from hyenadna.errors import InputError
 
-DATA = BENCHMARKS.parents[1] / "shared" / "data"
-
 
 @pytest.fixture
 def sets(monkeypatch):
@@ -164,11 +162,9 @@ def test_open_reading_frames(monkeypatch) -> None:
         assert text is None or text.tobytes()[-3:] in (b"TAA", b"TAG", b"TGA")
 
 
-def test_brca1(sets) -> None:
-    if not (DATA / sets.BRCA1).exists():
-        pytest.skip(f"{sets.BRCA1} is not there")
-    source = sets.Sequences(DATA / sets.BRCA1_GENOME)
-    table = sets.brca1(DATA, source)
+def test_brca1(sets, shared) -> None:
+    source = sets.Sequences(shared / "data" / sets.BRCA1_GENOME)
+    table = sets.brca1(shared / "data", source)
     assert len(table.variants) == 3_893 and len(set(table.positions.tolist())) == 1_326
     assert {name: int((table.outcome == name).sum()) for name in ("FUNC", "LOF", "INT")} == {
         "FUNC": 2_821, "LOF": 823, "INT": 249
@@ -182,6 +178,18 @@ def test_brca1(sets) -> None:
     for score, area in ((table.severity, 0.773), (table.phylop, 0.793), (table.cadd, 0.817)):
         found = statistics.auroc(table.outcome[both] == "LOF", score[both])(np.ones((1, int(both.sum()))))[0]
         assert found == pytest.approx(area, abs=0.015)
+
+
+def test_thousand_genomes(sets, shared) -> None:
+    source = sets.Sequences(shared / "data" / sets.CHR22)
+    snvs, indels = sets.thousand_genomes(shared / "data", source)
+    # 6,653 lie where the genome is known; in 68 nobody in the sample has the alternative allele, in one all have it
+    assert (len(snvs.variants), len(indels.variants)) == (6_653 - 68 - 1, 237)
+    sets.check_references(snvs.variants, source)
+    sets.check_references(indels.variants, source)
+    assert all(not ref or not alt for _, _, ref, alt in indels.variants)
+    assert ((snvs.frequency > 0) & (snvs.frequency < 1)).all() and (snvs.frequency >= sets.COMMON).sum() == 1_404 - 1
+    assert (snvs.ancestral == "alt").sum() > 500
 
 
 def test_references_are_checked(sets) -> None:
