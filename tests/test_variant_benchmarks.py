@@ -28,6 +28,7 @@ def variants(monkeypatch):
     for name in ("variant_contenders", "variant_bases"):
         monkeypatch.setattr(sys.modules[name], "ORDER", 2)
     monkeypatch.setattr(metrics, "RESAMPLES", 50)
+    monkeypatch.setattr(sys.modules["variant_parts"], "BLOCK", 300)
     return found
 
 
