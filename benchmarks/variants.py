@@ -13,7 +13,7 @@ weights as they are initialised, and as what else is known of them. Parts, each 
 
 A part is written when it is done, and not measured again while models and settings stay the same; raw scores are kept
 in --keep as they come, so that a run that was stopped goes on. The result is reported whatever it is. For the starter
-model and three seeds of random weights, about an hour on one CPU thread, most of it percentiles.
+model and three seeds of random weights, some two hours on one CPU thread, most of them for 1000g and indels.
 """
 
 import argparse
