@@ -31,7 +31,9 @@ class ScoreConfig:
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
     VERB: ClassVar = "score"
+    """Of the command line."""
     ALTERNATIVES: ClassVar = (("data", "bed"),)
+    """Fields of which only one is given; a flag for one drops the other of a file."""
 
     data: str | None = None
     """VCF file, plain, gzip or BGZF, or '-' for standard input."""
@@ -51,7 +53,7 @@ class ScoreConfig:
     """Only records whose POS lies in contig:first-last (1-based), so that parts of an array job add up to the whole. It
     is quick where the VCF has an index and pysam is installed."""
     ref_mismatch: RefMismatch = "flag"
-    """What becomes of a record whose REF is not in the genome, and which so has no score: flag writes '.' and
+    """What becomes of a record whose REF is not what the genome holds, and that has no score so: flag writes '.' and
     REF_MISMATCH, skip leaves the record out and counts it, error stops there."""
     percentiles: bool = True
     """HYENA_PCT, for which some 12,000 SNVs of the genome are scored first; the cache keeps them for later runs."""
