@@ -140,7 +140,7 @@ def saturate(
             job.advance(len(piece.letters), str(piece.region.interval))
         file.finish()
     if plot is not None:
-        _plot(drawn, regions, plot)
+        _plot(drawn, regions, plot, str(about.get("model", "")))
     return Saturated(len(regions), substitutions, earlier)
 
 
@@ -197,13 +197,17 @@ def by_base(letters: str, values: Sequence[float], reference: float = 0.0) -> ND
     return table
 
 
-def _plot(drawn: Sequence[tuple[Piece, NDArray[np.float64]]], regions: Sequence[Region], path: Path) -> None:
+def _plot(
+    drawn: Sequence[tuple[Piece, NDArray[np.float64]]], regions: Sequence[Region], path: Path, model: str
+) -> None:
     from hyenadna.inference.saturation_plots import saturation_figure
     from hyenadna.plots import write_png
 
     letters = "".join(piece.letters for piece, _ in drawn)
-    region = regions[0]
+    interval, name, _ = regions[0]
     ratios = np.concatenate([own for _, own in drawn])
-    write_png(saturation_figure(region.interval, letters, ratios, name=region.name), path)
+    said = (name if name != "." else "", str(interval), f"by {model}" if model else "")
+    title = ", ".join(part for part in said if part)
+    write_png(saturation_figure(interval, letters, ratios, title=title), path)
     if len(regions) > 1:
-        notice(f"{path} shows the first of {len(regions):,} regions, {region.interval}")
+        notice(f"{path} shows the first of {len(regions):,} regions, {interval}")
