@@ -190,6 +190,8 @@ def test_what_cannot_be_drawn(tmp_path):
         saturate(scorer, long, None, ABOUT, plot=png)
     with pytest.raises(UsageError, match=r"--plot .*a\.pdf: the plot is a PNG file"):
         saturate(scorer, REGIONS, None, ABOUT, plot=tmp_path / "a.pdf")
+    with pytest.raises(UsageError, match=r"-o .*a\.tsv\.gz: substitutions of regions are written plain, or as HDF5"):
+        saturate(scorer, REGIONS, tmp_path / "a.tsv.gz", ABOUT)
     png.write_bytes(b"")
     with pytest.raises(UsageError, match=r"--plot .*a\.png exists; give another name, or --overwrite"):
         saturate(scorer, REGIONS, None, ABOUT, plot=png)

@@ -149,12 +149,14 @@ def check_places(regions: Sequence[Region], out: Path | None, plot: Path | None,
 
     Raises
     ------
-    UsageError              a file exists and may not be replaced; the first region is too long to plot, or the plot's
-                            name does not end in .png
+    UsageError              a file exists and may not be replaced; OUT is to be compressed; the first region is too long
+                            to plot, or the plot's name does not end in .png
     """
     for flag, path in (("-o", out), ("--plot", plot)):
         if path is not None and path.exists() and not overwrite:
             raise UsageError(f"{flag} {path} exists; give another name, or --overwrite to replace it")
+    if out is not None and out.suffix.lower() == ".gz":
+        raise UsageError(f"-o {out}: substitutions of regions are written plain, or as HDF5; name a .tsv or a .h5")
     if plot is None:
         return
     if plot.suffix.lower() != ".png":
