@@ -68,7 +68,7 @@ class VariantMarkov:
         return self.models[1 - int(folds[min(position // self.block, len(folds) - 1)])]
 
     def ratios(self, pairs: Sequence[tuple[Variant, Place]], genome: BaseSource) -> NDArray[np.float64]:
-        """The ratio ln p(alternative) - ln p(reference) of each variant at its place, in nats; NaN where nothing is scored.
+        """The ratio ln p(alternative) - ln p(reference) of each variant at its place, in nats; NaN if none is scored.
 
         Parameters
         ----------

@@ -85,7 +85,7 @@ class VariantScorer:
     dtype : torch.dtype
         What the model computes in; sums are in float64 always.
     batch_tokens : int, optional
-        About how many tokens are read at once; changes speed and memory, and scores by rounding alone.
+        About how many tokens are read at once; changes speed and memory, and scores by rounding alone (1e-5 nats).
     markov : VariantMarkov, optional
         For `VariantScore.markov`.
     background : Background, optional
