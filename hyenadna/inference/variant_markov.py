@@ -136,7 +136,7 @@ class _Blocks:
         guard = min(_GUARD, size // 10)
         for block in blocks:
             inner = Interval(block.contig, block.start + guard, block.end - guard)
-            if block.contig in used and len(inner) > 0:
+            if block.contig in used and inner.start < inner.end:
                 counted[folds[block.contig][block.start // size]].append(inner)
         return cls(size, folds, (_evenly(counted[0]), _evenly(counted[1])))
 
