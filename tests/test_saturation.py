@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
+from checkpoints import small_model
 
 from hyenadna.data.intervals import Interval, Region
 from hyenadna.errors import InputError, UsageError
 from hyenadna.inference import saturation
 from hyenadna.inference.saturation import by_base, saturate
 from hyenadna.inference.saturation_plots import mean_losses, saturation_figure
-from hyenadna.inference.variant_scores import VariantScore
+from hyenadna.inference.variant_scores import VariantScore, VariantScorer
 
 ABOUT = {"hyenadna": "0", "model": "tiny", "window": 64, "command": "hyena score --bed a.bed"}
 CONTIGS = {
@@ -141,6 +143,14 @@ def test_hdf5(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         saturate(Scorer(last=100), REGIONS, path, ABOUT, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["a.h5"] and h5py.File(path)["offsets"][-1] == 58
+
+
+def test_the_scorer_itself(tmp_path):
+    scorer = VariantScorer(small_model().double(), Scorer().genome, window=64, dtype=torch.float64)
+    saturate(scorer, REGIONS[2:], tmp_path / "a.h5", ABOUT)
+    with h5py.File(tmp_path / "a.h5") as file:
+        np.testing.assert_allclose(file["llr"][:], scorer.saturation("one", 40, 44), rtol=0, atol=1e-9)
+        assert np.isnan(file["llr_markov"][:]).sum() == 12
 
 
 def test_by_base():
