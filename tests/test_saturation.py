@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
+from checkpoints import small_model
 
 from hyenadna.data.intervals import Interval, Region
 from hyenadna.errors import InputError, UsageError
 from hyenadna.inference import saturation
 from hyenadna.inference.saturation import by_base, saturate
 from hyenadna.inference.saturation_plots import mean_losses, saturation_figure
-from hyenadna.inference.variant_scores import VariantScore
+from hyenadna.inference.variant_scores import VariantScore, VariantScorer
 
 ABOUT = {"hyenadna": "0", "model": "tiny", "window": 64, "command": "hyena score --bed a.bed"}
 CONTIGS = {
@@ -80,7 +82,7 @@ def test_a_table(tmp_path):
         assert (row["contig"], row["pos"]) == (region.interval.contig, str(place + 1))
         assert (row["id"], row["ref"], row["alt"]) == (region.name or ".", ref, alt)
         assert float(row["llr"]) == pytest.approx(score.llr, abs=5.1e-5) and row["llr_markov"] == "0.0000"
-        assert row["flag"] == ("&".join(score.flags) or ".") and row["strand"] == (region.strand or ".")
+        assert row["flag"] == ("|".join(score.flags) or ".") and row["strand"] == (region.strand or ".")
         if math.isnan(score.percentile):
             assert row["percentile"] == "."
         else:
@@ -143,6 +145,14 @@ def test_hdf5(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.h5"] and h5py.File(path)["offsets"][-1] == 58
 
 
+def test_the_scorer_itself(tmp_path):
+    scorer = VariantScorer(small_model().double(), Scorer().genome, window=64, dtype=torch.float64)
+    saturate(scorer, REGIONS[2:], tmp_path / "a.h5", ABOUT)
+    with h5py.File(tmp_path / "a.h5") as file:
+        np.testing.assert_allclose(file["llr"][:], scorer.saturation("one", 40, 44), rtol=0, atol=1e-9)
+        assert np.isnan(file["llr_markov"][:]).sum() == 12
+
+
 def test_by_base():
     table = by_base("GA", [1, 2, 3, 4, 5, 6], reference=-1)
     assert table.tolist() == [[1, 2, -1, 3], [-1, 4, 5, 6]]
@@ -158,11 +168,11 @@ def test_the_figure(length):
     letters = "".join(np.random.default_rng(2).choice(list("ACGTN"), length, p=[0.24, 0.24, 0.24, 0.24, 0.04]))
     known = sum(letter in "ACGT" for letter in letters)
     ratios = by_base(letters, np.random.default_rng(3).normal(-1, 1, 3 * known))
-    drawn = saturation_figure(Interval("17", 43_000_000, 43_000_000 + length), letters, ratios, name="BRCA1")
+    drawn = saturation_figure(Interval("17", 43_000_000, 43_000_000 + length), letters, ratios, title="BRCA1")
     *panels, bar = drawn.axes
     rows = -(-length // 100)
     assert len(panels) == 2 * rows and bar.get_ylabel().endswith("nats")
-    assert panels[0].get_title() == f"BRCA1, 17:43,000,001-{43_000_000 + length:,}"
+    assert panels[0].get_title() == "BRCA1"
     shown = np.concatenate([panel.images[0].get_array().filled(np.nan).T for panel in panels[1::2]])
     np.testing.assert_array_equal(shown, ratios)
     patches = [patch for panel in panels[::2] for patch in panel.patches]
@@ -173,7 +183,7 @@ def test_the_figure(length):
 
 def test_a_letter_is_as_tall_as_its_loss():
     ratios = by_base("AC", [-1.0, -2.0, -3.0, 1.0, 0.5, 0.0])
-    drawn = saturation_figure(Interval("c", 0, 2), "AC", ratios)
+    drawn = saturation_figure(Interval("c", 0, 2), "AC", ratios, title="")
     upper = drawn.axes[0]
     for patch, height, place in zip(upper.patches, (2.0, -0.5), (1, 2), strict=True):
         box = (
@@ -190,6 +200,8 @@ def test_what_cannot_be_drawn(tmp_path):
         saturate(scorer, long, None, ABOUT, plot=png)
     with pytest.raises(UsageError, match=r"--plot .*a\.pdf: the plot is a PNG file"):
         saturate(scorer, REGIONS, None, ABOUT, plot=tmp_path / "a.pdf")
+    with pytest.raises(UsageError, match=r"-o .*a\.tsv\.gz: substitutions of regions are written plain, or as HDF5"):
+        saturate(scorer, REGIONS, tmp_path / "a.tsv.gz", ABOUT)
     png.write_bytes(b"")
     with pytest.raises(UsageError, match=r"--plot .*a\.png exists; give another name, or --overwrite"):
         saturate(scorer, REGIONS, None, ABOUT, plot=png)

@@ -30,12 +30,12 @@ def likelihood_plan(
     ------
     InputError              no sequence, an empty one, or a letter that is no nucleotide
     """
-    cut = {"n_token": reader.model.config.n_token, "bases": reader.bases}
+    n_token = reader.model.config.n_token
     sequences = bases = longest = 0
-    for chunk in chunks(source, **cut):
+    for chunk in chunks(source, n_token=n_token, bases=reader.bases):
         sequences, bases = chunk.end, bases + int(chunk.lengths.sum())
         longest = max(longest, int(chunk.lengths.max()))
-    first = next(chunks(islice(again, 1 << 12), **cut))
+    first = next(chunks(islice(again, 1 << 12), n_token=n_token, bases=reader.bases))
     rate = bases_per_second(reader, [tokens[:_SAMPLE] for tokens in first.tokens])
     memory = peak_memory()
     text = (

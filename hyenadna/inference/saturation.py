@@ -140,7 +140,7 @@ def saturate(
             job.advance(len(piece.letters), str(piece.region.interval))
         file.finish()
     if plot is not None:
-        _plot(drawn, regions, plot)
+        _plot(drawn, regions, plot, str(about.get("model", "")))
     return Saturated(len(regions), substitutions, earlier)
 
 
@@ -149,12 +149,14 @@ def check_places(regions: Sequence[Region], out: Path | None, plot: Path | None,
 
     Raises
     ------
-    UsageError              a file exists and may not be replaced; the first region is too long to plot, or the plot's
-                            name does not end in .png
+    UsageError              a file exists and may not be replaced; OUT is to be compressed; the first region is too long
+                            to plot, or the plot's name does not end in .png
     """
     for flag, path in (("-o", out), ("--plot", plot)):
         if path is not None and path.exists() and not overwrite:
             raise UsageError(f"{flag} {path} exists; give another name, or --overwrite to replace it")
+    if out is not None and out.suffix.lower() == ".gz":
+        raise UsageError(f"-o {out}: substitutions of regions are written plain, or as HDF5; name a .tsv or a .h5")
     if plot is None:
         return
     if plot.suffix.lower() != ".png":
@@ -197,13 +199,17 @@ def by_base(letters: str, values: Sequence[float], reference: float = 0.0) -> ND
     return table
 
 
-def _plot(drawn: Sequence[tuple[Piece, NDArray[np.float64]]], regions: Sequence[Region], path: Path) -> None:
+def _plot(
+    drawn: Sequence[tuple[Piece, NDArray[np.float64]]], regions: Sequence[Region], path: Path, model: str
+) -> None:
     from hyenadna.inference.saturation_plots import saturation_figure
     from hyenadna.plots import write_png
 
     letters = "".join(piece.letters for piece, _ in drawn)
-    region = regions[0]
+    interval, name, _ = regions[0]
     ratios = np.concatenate([own for _, own in drawn])
-    write_png(saturation_figure(region.interval, letters, ratios, name=region.name), path)
+    said = (name if name != "." else "", str(interval), f"by {model}" if model else "")
+    title = ", ".join(part for part in said if part)
+    write_png(saturation_figure(interval, letters, ratios, title=title), path)
     if len(regions) > 1:
-        notice(f"{path} shows the first of {len(regions):,} regions, {region.interval}")
+        notice(f"{path} shows the first of {len(regions):,} regions, {interval}")

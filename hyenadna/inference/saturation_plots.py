@@ -18,7 +18,7 @@ _LETTER = 0.94
 """Width of a letter, in bases."""
 
 
-def saturation_figure(interval: Interval, letters: str, ratios: NDArray[np.float64], *, name: str = "") -> "Figure":
+def saturation_figure(interval: Interval, letters: str, ratios: NDArray[np.float64], *, title: str) -> "Figure":
     """A logo and a heat-map of a region, in rows of up to 100 bases.
 
     Parameters
@@ -29,8 +29,8 @@ def saturation_figure(interval: Interval, letters: str, ratios: NDArray[np.float
         The reference, L letters in upper case.
     ratios : float64 array (L, 4)
         ln p(alternative) - ln p(reference) in nats, for A, C, G, T on the forward strand; NaN where it is not known.
-    name : str
-        Of the region.
+    title : str
+        What stands above it.
     """
     from matplotlib.figure import Figure
 
@@ -53,7 +53,7 @@ def saturation_figure(interval: Interval, letters: str, ratios: NDArray[np.float
         upper.set_ylim(*edges)
         for panel in (upper, lower):
             panel.set_xlim(first + 0.5, first + width + 0.5)
-    _label(panels, interval, name)
+    _label(panels, interval, title)
     bar = drawn.colorbar(image, ax=list(panels), extend="both", aspect=18 * rows, pad=0.01, fraction=0.03)
     bar.set_label("ln p(alternative) - ln p(reference), nats", fontsize="small")
     bar.ax.tick_params(labelsize="small")
@@ -134,7 +134,13 @@ def heat_map(ax: "Axes", letters: str, ratios: NDArray[np.float64], first: int, 
     L = len(letters)
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad="0.75")
     extent = (first + 0.5, first + L + 0.5, len(BASE_COLOURS) - 0.5, -0.5)
-    shown = {"cmap": colours, "vmin": -limit, "vmax": limit, "interpolation": "nearest", "aspect": "auto"}
+    shown: dict[str, Any] = {
+        "cmap": colours,
+        "vmin": -limit,
+        "vmax": limit,
+        "interpolation": "nearest",
+        "aspect": "auto",
+    }
     image = ax.imshow(np.ma.masked_invalid(ratios.T), extent=extent, **shown)
     own = [(at, "ACGT".index(letter)) for at, letter in enumerate(letters) if letter in BASE_COLOURS]
     ax.plot([first + 1 + at for at, _ in own], [row for _, row in own], ".", color="0.15", markersize=2.5)
@@ -157,8 +163,7 @@ def _edges(losses: NDArray[np.float64]) -> tuple[float, float]:
     return low - room * (low < 0), high + room
 
 
-def _label(panels: "NDArray[Any]", interval: Interval, name: str) -> None:
-    title = f"{name}, {interval}" if name not in ("", ".") else str(interval)
+def _label(panels: "NDArray[Any]", interval: Interval, title: str) -> None:
     panels[0].set_title(title, fontsize="medium")
     for upper in panels[::2]:
         upper.set_ylabel("mean loss (nats)", fontsize="small")
