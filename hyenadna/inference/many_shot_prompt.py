@@ -22,8 +22,9 @@ from hyenadna.data.tokenizer import SEP, encode
 from hyenadna.errors import InputError, UsageError
 
 SEPARATOR = "CTAG"
-"""Between sequences and labels: a palindrome, so that it reads alike on both strands, and the rarest of the 256 words
-of four bases in E. coli, so that it seldom stands within a sequence."""
+"""Between sequences and labels: a palindrome, so that both strands read it alike, and rarer than one word in 256 in
+all of E. coli, yeast and human chr22 (0.05, 0.57 and 0.65 of that share), so that it seldom stands within a sequence. A
+word that is rarer in one of them, CGCG in human, is commoner than others elsewhere, and stands for CpG islands."""
 _LETTERS = "ATCG"
 """In the order in which classes take them: A and T are as frequent as each other in a genome read on both strands,
 and so are C and G, so that neither of two classes is likelier before anything was read."""
