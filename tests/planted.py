@@ -18,8 +18,8 @@ class Planted:
         self.says, self.config = says, HyenaConfig(d_model=8, d_inner=8, layers="H", filter_length=context + 2)
         self.read = 0
 
-    def eval(self):
-        return self
+    def state_dict(self):
+        return {"planted": torch.zeros(1)}
 
     def extend(self, tokens, state=None, *, ahead=0):
         before = [] if state is None else state.tokens
@@ -56,7 +56,7 @@ def oracle(answer_of, layout, strength=50.0):
     return Planted(says)
 
 
-def constant(logits):
+def constant(logits, **given):
     """Says the same whatever it read."""
-    given = np.asarray(logits, dtype=float)
-    return Planted(lambda history: given)
+    said = np.asarray(logits, dtype=float)
+    return Planted(lambda history: said, **given)

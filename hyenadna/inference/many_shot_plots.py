@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hyenadna.plots import SERIES, figure, save
+from hyenadna.plots import SERIES, errors, figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from hyenadna.inference.many_shot_report import Curve
 
 _MARKERS = "os^vDPX"
+_ASIDE = 0.09  # of a doubling
 _DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2))
 
 
 def accuracy_by_shots(
     ax: "Axes", arms: "Mapping[str, Curve]", baselines: "Mapping[str, Curve]", chance: float
 ) -> "Axes":
-    """Accuracy against the number of examples of each class, a line an arm with its 95 % band.
+    """Accuracy against the number of examples of each class, a line an arm with its 95 % intervals.
 
     Parameters
     ----------
@@ -32,12 +33,18 @@ def accuracy_by_shots(
         Accuracy of a guess.
     """
     every = sorted({k for curve in (*arms.values(), *baselines.values()) for k in curve.by_shots})
-    for (name, curve), colour, marker in zip(arms.items(), (*SERIES, "0.35"), _MARKERS, strict=False):
+    aside = np.linspace(-_ASIDE, _ASIDE, len(arms)) if len(arms) > 1 else np.zeros(1)
+    looks = zip(arms.items(), (*SERIES, "0.35"), _MARKERS, aside, strict=False)
+    for (name, curve), colour, marker, beside in looks:
         shots = sorted(curve.by_shots)
         found = [curve.accuracy(k) for k in shots]
-        ax.plot(shots, [one.value for one in found], f"{marker}-", color=colour, markersize=4, label=name)
-        low, high = ([getattr(one, end) for one in found] for end in ("low", "high"))
-        ax.fill_between(shots, low, high, color=colour, alpha=0.12, linewidth=0)
+        value, low, high = (np.array([getattr(one, of) for one in found]) for of in ("value", "low", "high"))
+        # side by side, or the intervals of arms that are alike would hide each other
+        at = [k * 2**beside if k else beside / 2 for k in shots]
+        ax.errorbar(
+            at, value, yerr=errors(value, low, high), fmt=f"{marker}-", color=colour, markersize=4, linewidth=1.2,
+            elinewidth=0.8, label=name,
+        )  # fmt: skip
     for (name, curve), dashes in zip(baselines.items(), _DASHES, strict=True):
         shots = sorted(curve.by_shots)
         values = [curve.accuracy(k).value for k in shots]
@@ -59,7 +66,7 @@ def write_plot(path: Path, arms: "Mapping[str, Curve]", baselines: "Mapping[str,
     """Write the plot, and its numbers beside it as TSV."""
     drawn, ax = figure(8.0, 4.4)
     accuracy_by_shots(ax, arms, baselines, chance)
-    ax.set_title("In-context answers; 95 % bands over seeds and queries", fontsize="medium")
+    ax.set_title("In-context answers; 95 % intervals over seeds and queries", fontsize="medium")
     rows = []
     for name, curve in (*arms.items(), *baselines.items()):
         for k in sorted(curve.by_shots):

@@ -61,7 +61,7 @@ class Plan:
         """What the cells depend on."""
         layout = self.task.layout
         return {
-            "model": base_sha256(self.model.state_dict()),
+            "base_sha256": base_sha256(self.model.state_dict()),
             "rows": self.task.sha256,
             "layout": {"label_words": list(layout.label_words), "separator": layout.separator},
             "context": context_of(self.model),
@@ -75,13 +75,15 @@ class Plan:
         asked = [*task.query_tokens, *task.contentless]
         queries = sum(len(query) + len(layout.separator_tokens) for query in asked)
         typical = float(np.mean([len(sequence) for sequence in task.sequences])) + 2 * len(layout.separator_tokens) + 1
-        for arm, shots in self.shots.items():
-            prompt = shots[-1] * len(task.classes) * typical
+        for arm, all_shots in self.shots.items():
+            shots = [k for k in all_shots if k]
+            prompt = max(shots, default=0) * len(task.classes) * typical
             if arm == "reinforced":
                 total += round((2 + CANDIDATES) * prompt) + 2 * len(shots) * queries
             else:
                 total += round((2 if arm == "reverse-complement" else 1) * prompt) + len(shots) * queries
-        return total * self.config.seeds
+        # without examples is asked once for all
+        return total * self.config.seeds + queries * any(0 in shots for shots in self.shots.values())
 
 
 def probe_data(config: ProbeConfig, *, overwrite: bool = False) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hyenadna.inference.many_shot_task import ProbeTask
 from hyenadna.plots import write_tsv
 
 _COMPARED = ("shuffled", "flipped", "unlabelled", "reverse-complement", "reinforced")
-_LEFT, _CELL = 26, 21
+_LEFT, _CELL = 20, 18
 _SIGNIFICANT = 0.05
 
 
@@ -236,7 +236,8 @@ def _said(estimate: Estimate) -> dict[str, float]:
 
 
 def _short(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    low, high = (f"{end:.2f}".removeprefix("0") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:.3f} [{low}, {high}]"
 
 
 def _signed(said: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@ answers behind one prompt. So seeds and queries are both drawn with replacement,
 bootstrap), and what is compared is drawn together: the same seeds and queries on both sides.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -98,16 +99,22 @@ def mean_over(values: NDArray[np.float64], *, crossed: bool = True, seed: int = 
     seed : int
         Of the draws.
     """
-    random = np.random.default_rng(seed)
     S, Q = values.shape
-    of_seeds = random.multinomial(S, np.full(S, 1 / S), size=RESAMPLES) / S
-    of_queries = random.multinomial(Q, np.full(Q, 1 / Q), size=RESAMPLES) / Q if crossed else np.full((1, Q), 1 / Q)
-    drawn = ((of_seeds @ values) * of_queries).sum(axis=1)
+    of_seeds, of_queries = _draws(S, Q if crossed else 0, seed)
+    drawn = ((of_seeds @ values) * (of_queries if crossed else 1 / Q)).sum(axis=1)
     value = float(values.mean())
     if S * Q < 2 or (not crossed and S < 2):
         return Estimate(value, math.nan, math.nan)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Estimate(value, float(low), float(high))
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(S: int, Q: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often each seed and each query was drawn, as shares: (resamples, S) and (resamples, Q)."""
+    random = np.random.default_rng(seed)
+    shares = [random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n for n in (S, Q) if n]
+    return shares[0], shares[-1]
 
 
 def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
