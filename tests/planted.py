@@ -18,6 +18,9 @@ class Planted:
         self.says, self.config = says, HyenaConfig(d_model=8, d_inner=8, layers="H", filter_length=context + 2)
         self.read = 0
 
+    def eval(self):
+        return self
+
     def state_dict(self):
         return {"planted": torch.zeros(1)}
 

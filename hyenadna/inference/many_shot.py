@@ -100,7 +100,8 @@ class GrowingPrompt:
             )
         self.tokens_read += sum(map(len, rows))
         by_stem = found.reshape(len(asked), len(stems), self.layout.width, 16)[:, of_word.reshape(-1)]
-        nats = np.take_along_axis(by_stem, words[None, :, :, None].astype(np.int64), axis=3)[..., 0].sum(axis=2)
+        of_tokens = np.take_along_axis(by_stem, words[None, :, :, None].astype(np.int64), axis=3)[..., 0]
+        nats: NDArray[np.float64] = of_tokens.sum(axis=2)
         if not np.isfinite(nats).all():
             raise NotFiniteError("the model gives log-likelihoods that are not numbers; are its weights damaged?")
         return nats

@@ -153,7 +153,7 @@ class Report:
             shots = sorted(k for k in curve.by_shots if k)
             if len(shots) > 1:
                 gain = _difference(curve.by_shots[shots[-1]], curve.by_shots[shots[0]])
-                found.append({"arm": arm, "from": shots[0], "to": shots[-1], "gain": _said(gain)})
+                found.append({"arm": arm, "from": shots[0], "to": shots[-1], **gain})
         return found
 
     def _differences(self) -> list[dict[str, Any]]:
@@ -165,8 +165,8 @@ class Report:
             if one not in curves or other not in curves:
                 continue
             for k in sorted({*curves[one].by_shots} & {*curves[other].by_shots} - {0}):
-                value = _difference(curves[one].by_shots[k], curves[other].by_shots[k])
-                found.append({"arm": one, "minus": other, "shots": k, "difference": _said(value)})
+                difference = _difference(curves[one].by_shots[k], curves[other].by_shots[k])
+                found.append({"arm": one, "minus": other, "shots": k, **difference})
         return found
 
     def _correlations(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -211,24 +211,30 @@ class Report:
 
     def _sentences(self, found: Mapping[str, Any]) -> Iterator[str]:
         for one in found["gains"]:
-            yield f"{one['arm']}, from k = {one['from']} to {one['to']}: {_signed(one['gain'])}"
+            yield f"{one['arm']}, from k = {one['from']} to {one['to']}: {self._signed(one)}"
         last: dict[tuple[str, str], dict[str, Any]] = {}
         for one in found["differences"]:
             last[one["arm"], one["minus"]] = one
         for (arm, other), one in last.items():
-            yield f"{arm} - {other} at k = {one['shots']}: {_signed(one['difference'])}"
+            yield f"{arm} - {other} at k = {one['shots']}: {self._signed(one)}"
         for name, one in found["likelihood_and_accuracy"].items():
             yield f"likelihood of the right word and accuracy, {one['cells']} cells, {name}: {one['says']}"
         read, whole = found["tokens_read"], found["tokens_of_whole_prompts"]
         if read:
             yield f"{read:,} tokens read; prompts read anew for every query would be {whole / read:.1f} times as many"
 
+    def _signed(self, row: Mapping[str, Any]) -> str:
+        said, seeds = row["difference"], row["seeds"]
+        few = "" if seeds == len(self.seeds) else f", of {seeds} of the seeds"
+        return f"{said['value']:+.3f} [{said['low']:+.3f}, {said['high']:+.3f}]{few}"
 
-def _difference(one: Mapping[int, NDArray[np.float64]], other: Mapping[int, NDArray[np.float64]]) -> Estimate:
+
+def _difference(one: Mapping[int, NDArray[np.float64]], other: Mapping[int, NDArray[np.float64]]) -> dict[str, Any]:
+    """The mean difference over the seeds that have both, and how many these are."""
     common = [seed for seed in one if seed in other]
-    if not common:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    return scores.mean_over(np.stack([one[seed] - other[seed] for seed in common]))
+    missing = Estimate(float("nan"), float("nan"), float("nan"))
+    value = scores.mean_over(np.stack([one[seed] - other[seed] for seed in common])) if common else missing
+    return {"seeds": len(common), "difference": _said(value)}
 
 
 def _said(estimate: Estimate) -> dict[str, float]:
@@ -238,10 +244,6 @@ def _said(estimate: Estimate) -> dict[str, float]:
 def _short(estimate: Estimate) -> str:
     low, high = (f"{end:.2f}".removeprefix("0") for end in (estimate.low, estimate.high))
     return f"{estimate.value:.3f} [{low}, {high}]"
-
-
-def _signed(said: Mapping[str, float]) -> str:
-    return f"{said['value']:+.3f} [{said['low']:+.3f}, {said['high']:+.3f}]"
 
 
 def _in_words(rho: float, p: float) -> str:
