@@ -29,6 +29,7 @@ VERBS = {
     "likelihood": "hyenadna.cli.likelihood:likelihood",
     "score": "hyenadna.cli.score:score",
     "generate": "hyenadna.cli.generate:generate",
+    "probe": "hyenadna.cli.probe:probe",
     "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
     "serve": "hyenadna.cli.serve:serve",
