@@ -53,8 +53,9 @@ class InContextRun:
 
     def result(self) -> dict[str, Any]:
         """What was measured and where the model is; `text` is for a person."""
-        text = f"{report_text(self.report)}\n\nrun       {self.folder.path}\nnext      hyena probe DATA -m {self.folder.path}"
-        return {"text": text, "run": str(self.folder.path), "report": self.report}
+        path = self.folder.path
+        text = f"{report_text(self.report)}\n\nrun       {path}\nnext      hyena probe DATA -m {path}"
+        return {"text": text, "run": str(path), "report": self.report}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Plan:
 
         Raises
         ------
-        InputError              rows that cannot be read or learnt from: one class, or fewer of one than --shots asks for
+        InputError              rows that cannot be read or learnt from: one class, or too few of one for --shots
         SequenceTooLong         prompts that the model cannot take
         UsageError              a data set that is given twice, or more classes than the layout has words for
         """
@@ -213,7 +214,7 @@ def resolved(config: FinetuneConfig, stored: FinetuneConfig | None = None) -> Fi
 
 def report_text(report: dict[str, Any]) -> str:
     """Accuracy before and after, by the number of examples before the query, as lines."""
-    lines = [f"Prompts of {report['test_prompts']} test draws; right labels by the examples before them:"]
+    lines = [f"Right labels on {report['test_prompts']} prompts of test rows, by the examples before them:"]
     for name, found in report["tasks"].items():
         lines += [f"{name}, {found['classes']} classes", "  examples   before tuning             after"]
         for count, before, after in zip(report["examples"], found["before"], found["after"], strict=False):
@@ -268,22 +269,24 @@ def _task(
 
 def _curves(plan: Plan, model: SequenceModel) -> dict[str, list[dict[str, float]]]:
     """Accuracy on prompts of test rows, of each task, behind 0, 1, 2 to 3, 4 to 7 ... examples."""
-    source, config = plan.sources["test"], plan.config
+    source, config, curves = plan.sources["test"], plan.config, {}
     model = model.to(torch_device(config.device))
-    drawn = source.draw(max(1, config.prompts // 4), np.random.default_rng((config.seed, TEST)))
-    with torch.autocast(model.base.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        said = apply(model, drawn.tokens, batch_tokens=plan.batch_tokens, reverse_complement=False)
-    curves = {}
-    for task, layout in zip(source.tasks, source.layouts, strict=True):
-        rows = [row for row, name in enumerate(drawn.ids) if name == task.name]
-        if not rows:
-            continue
-        right = np.stack([right_answers(said[row], drawn.targets[row], layout) for row in rows])
+    for number, (task, layout) in enumerate(zip(source.tasks, source.layouts, strict=True)):
+        alone = dataclasses.replace(source, tasks=(task,), layouts=(layout,))
+        drawn = alone.draw(_test_prompts(config), np.random.default_rng((config.seed, TEST, number)))
+        with torch.autocast(model.base.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            said = apply(model, drawn.tokens, batch_tokens=plan.batch_tokens, reverse_complement=False)
+        right = np.stack([right_answers(*row, layout) for row in zip(said, drawn.targets, strict=True)])
         starts = _counts(right.shape[1])
         curves[task.name] = [
             _mean(right[:, first:last]) for first, last in zip(starts, (*starts[1:], right.shape[1]), strict=True)
         ]
     return curves
+
+
+def _test_prompts(config: FinetuneConfig) -> int:
+    """Of each task."""
+    return max(2, config.prompts // 4)
 
 
 def _counts(labels: int) -> list[int]:
@@ -309,13 +312,14 @@ def _describe(plan: Plan, trainer: InContextTrainer) -> str:
     return "\n".join(
         [
             f"tasks     {named}",
-            f"prompts   {config.prompts} an epoch, of {config.shots} examples a class: {mean:,} tokens on average, up to "
-            f"{source.longest:,} of {trainer.model.longest:,} that fit",
+            f"prompts   {config.prompts} an epoch, of {config.shots} examples a class: {mean:,} tokens on average, up "
+            f"to {source.longest:,} of {trainer.model.longest:,} that fit",
             f"layout    {config.layout}: {source.layouts[0]}",
             f"method    {config.method}: {learnt:,} parameters are learnt",
-            f"settings  lr {config.lr:g}  batch_size {config.batch_size}  threads {config.threads}  dtype {config.dtype}",
-            f"time      {config.epochs} epochs at most; about {duration(trainer.cost().whole(config))} if it does not end "
-            "early",
+            f"settings  lr {config.lr:g}  batch_size {config.batch_size}  threads {config.threads}  "
+            f"dtype {config.dtype}",
+            f"time      {config.epochs} epochs at most; about {duration(trainer.cost().whole(config))} if none is left "
+            "out",
         ]
     )
 
@@ -327,7 +331,6 @@ def _report(plan: Plan, trainer: InContextTrainer, before: Any, after: Any) -> d
     tasks = {
         task.name: {"classes": task.classes, "before": before[task.name], "after": after[task.name]}
         for task in source.tasks
-        if task.name in after
     }
     return {
         "objective": "in-context",
@@ -342,7 +345,7 @@ def _report(plan: Plan, trainer: InContextTrainer, before: Any, after: Any) -> d
         "epochs": state.epoch,
         "valid_loss": state.best.loss,
         f"valid_{state.best.name}": state.best.metric,
-        "test_prompts": max(1, config.prompts // 4),
+        "test_prompts": _test_prompts(config),
         "examples": _counts(max(source.examples_of(task) for task in source.tasks)),
         "tasks": tasks,
     }

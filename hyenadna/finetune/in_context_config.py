@@ -35,10 +35,10 @@ class InContext:
     classes."""
     prompts: int = 256
     """With objective in-context: prompts of an epoch, each of one task and drawn anew. A quarter as many of validation
-    rows choose the epoch, and of test rows measure what it brought."""
+    rows choose the epoch, and of each task's test rows measure what it brought."""
     layout: Literal["suited", "published"] = "suited"
     """With objective in-context: what stands between sequences and labels, and the label words: nucleotides, as hyena
-    probe asks of any model; or [SEP] and A, N (A, G, N), as published, which only a model that was tuned so can read."""
+    probe asks of any model; or [SEP] and A, N (A, G, N), as published, which only a model tuned so can read."""
     permute_labels: bool = True
     """With objective in-context: which word means which class is drawn for every prompt, so that nothing but its
     examples tells; with --no-permute-labels it is the same in all, as published, and can be learnt by heart."""

@@ -1,4 +1,4 @@
-"""A model that was tuned in context, as one that reads prompts: whole, with low-rank updates, or behind a soft prompt."""
+"""A model that was tuned in context, by whatever method, as one that reads prompts."""
 
 import json
 from pathlib import Path

@@ -50,10 +50,8 @@ class PromptSource:
 
         Returns
         -------
-
-        Examples
-            ids are the names of the tasks; targets int64 (number, longest): at the position before each token of a
-            label that token, else IGNORE.
+        Examples                ids are the names of the tasks; targets int64 (number, longest): at the position
+                                before each token of a label that token, else IGNORE
         """
         found = []
         for _ in range(number):
