@@ -27,6 +27,7 @@ VERBS = {
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
     "generate": "hyenadna.cli.generate:generate",
+    "probe": "hyenadna.cli.probe:probe",
     "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
     "serve": "hyenadna.cli.serve:serve",

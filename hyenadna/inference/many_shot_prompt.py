@@ -113,7 +113,7 @@ class Layout:
         return cls(tuple("".join(word) for word in words), "N" if n_token == "pad" else SEPARATOR, n_token)
 
     @classmethod
-    def published(cls, classes: int, n_token: Literal["n", "pad"] = "n") -> "Layout":
+    def published(cls, classes: int) -> "Layout":
         """[SEP] and the words A, N or A, G, N, as Nguyen et al. 2023 have them; there N is always its own token.
 
         Raises

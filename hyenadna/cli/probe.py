@@ -1,0 +1,31 @@
+"""`hyena probe`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from hyenadna.cli import options
+from hyenadna.cli.config_flags import takes_config
+from hyenadna.inference.many_shot_config import ProbeConfig
+
+
+@takes_config(ProbeConfig)
+def probe(
+    config: ProbeConfig,
+    *,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Drop the probe in the folder and start anew.")
+    ] = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+) -> None:
+    """Many-shot in-context probing: answers by labelled examples in the prompt. Example: hyena probe my.csv -m run
+
+    The model is not changed. Accuracy by number of examples is told beside majority, nearest neighbours and a k-mer
+    regression that learn from the same examples.
+    """
+    from hyenadna.inference import many_shot_probe
+
+    result = many_shot_probe.dry_run(config) if dry_run else many_shot_probe.probe_data(config, overwrite=overwrite)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else result["text"])
