@@ -1,5 +1,6 @@
 """A model that was tuned in context, by whatever method, as one that reads prompts."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,7 +24,7 @@ def next_token_model(base: HyenaDNA, adaptation: Adaptation, *, seed: int = 0) -
 
 
 class Prompted(HyenaDNA):
-    """A model with learnt embeddings before everything that it reads; they count against its context.
+    """A model with learnt embeddings before everything that it reads, and so with so much less context.
 
     Parameters
     ----------
@@ -33,7 +34,8 @@ class Prompted(HyenaDNA):
 
     def __init__(self, base: HyenaDNA, embeddings: Tensor) -> None:
         nn.Module.__init__(self)  # no weights of its own are drawn
-        self.config, self.quantization, self.parent_sha256 = base.config, base.quantization, base.parent_sha256
+        self.config = dataclasses.replace(base.config, filter_length=base.config.filter_length - len(embeddings))
+        self.quantization, self.parent_sha256 = base.quantization, base.parent_sha256
         self.base, self.backbone = base, base.backbone
         if not base.config.tie_head:
             self.lm_head = base.lm_head
