@@ -65,12 +65,12 @@ _LOOK_UP = Phase(WordTask(length=1), 8, 8)
 RECIPES: dict[str, tuple[Phase, ...]] = {
     "motif": (
         _LOOK_UP,
-        Phase(MotifTask(motif=2, length=2, substituted=0.0), 8, 4),
-        Phase(MotifTask(motif=3, length=3, substituted=0.1), 8, 4),
-        Phase(MotifTask(motif=4, length=4, substituted=0.2), 8, 8),
-        Phase(MotifTask(motif=4, length=4, substituted=0.2), 32, 6),
+        Phase(MotifTask(motif=2, length=2, substituted=0.0), 8, 3),
+        Phase(MotifTask(motif=3, length=3, substituted=0.1), 8, 3),
+        Phase(MotifTask(motif=4, length=4, substituted=0.2), 8, 6),
+        Phase(MotifTask(motif=4, length=4, substituted=0.2), 32, 2),
     ),
-    "bits": (_LOOK_UP, Phase(WordTask(length=2), 16, 12), Phase(BitsTask(), 16, 24), Phase(BitsTask(), 32, 8)),
+    "bits": (_LOOK_UP, Phase(WordTask(length=2), 16, 12), Phase(BitsTask(), 16, 24), Phase(BitsTask(), 32, 2)),
 }
 """The last task of each is what is measured."""
 
@@ -99,7 +99,7 @@ def trained(layers: str, recipe: Sequence[Phase], seed: int, *, lr: float = 1.5e
     return model.base.eval()
 
 
-def measured(model: HyenaDNA, task: InContextTask, *, shuffled: bool, episodes: int = EPISODES) -> Probed:
+def measured(model: HyenaDNA, task: InContextTask, *, shuffled: bool, episodes: int) -> Probed:
     """The model's answers to queries of tasks of their own, behind 1 to 32 examples of each class."""
     random = np.random.default_rng(12345)
     drawn = [episode(task, SHOTS[-1], QUERIES, random, shuffled=shuffled) for _ in range(episodes)]
@@ -112,7 +112,7 @@ def control(layers: str, name: str, seed: int) -> dict[str, Any]:
     model, task = trained(layers, recipe, seed), recipe[-1].task
     found: dict[str, Any] = {"layers": layers, "task": name, "seed": seed, "shots": SHOTS}
     for arm in ("true", "shuffled"):
-        answers = measured(model, task, shuffled=arm == "shuffled")
+        answers = measured(model, task, shuffled=arm == "shuffled", episodes=EPISODES)
         counts = answers.counts
         found[arm] = {
             "accuracy": [dataclasses.asdict(answers.accuracy(count)) for count in counts],
