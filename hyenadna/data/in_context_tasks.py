@@ -9,6 +9,7 @@ primitives. Departs from it: (1) the primitives are our own list, below; (2) a p
 answers are two classes, as everything that probes and tunes in context here has classes of sequences, and not strings.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -187,13 +188,13 @@ CHANGES: dict[str, Callable[[Bits], Bits]] = {
 }
 """Primitives from strings to strings."""
 ANSWERS: dict[str, Callable[[Bits], NDArray[np.bool_]]] = {
-    **{f"bit {place + 1}": lambda x, place=place: x[:, place] for place in range(BITS)},
+    **{f"bit {place + 1}": operator.itemgetter((slice(None), place)) for place in range(BITS)},
     "parity": lambda x: x.sum(axis=1) % 2 == 1,
     "majority": lambda x: x.sum(axis=1) > BITS // 2,
     "ends alike": lambda x: x[:, 0] == x[:, -1],
     "middle alike": lambda x: x[:, BITS // 2 - 1] == x[:, BITS // 2],
     "first half heavier": lambda x: x[:, : BITS // 2].sum(axis=1) > x[:, BITS // 2 :].sum(axis=1),
-    "three ones in a row": lambda x: (x[:, :-2] & x[:, 1:-1] & x[:, 2:]).any(axis=1),
+    "three ones in a row": lambda x: (x[:, :-2] & x[:, 1:-1] & x[:, 2:]).sum(axis=1) > 0,
 }
 """Primitives from strings to one bit."""
 _LONGEST_PROGRAM = 3
