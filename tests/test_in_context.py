@@ -21,7 +21,7 @@ from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.in_context import resolved
 from hyenadna.finetune.in_context_model import Prompted, load, next_token_model
-from hyenadna.finetune.in_context_prompts import PromptSource, episode, right_answers
+from hyenadna.finetune.in_context_prompts import PromptSource, episode, layout_of, right_answers
 from hyenadna.finetune.in_context_train import InContextTrainer
 from hyenadna.inference.many_shot import probe
 from hyenadna.inference.many_shot_prompt import Layout
@@ -57,6 +57,13 @@ def test_targets_are_the_tokens_of_the_labels_at_the_positions_before_them() -> 
     assert len(meanings) > 3
     fixed = PromptSource((task,), (layout,), 1, permute=False).draw(5, np.random.default_rng(0))
     assert fixed.targets[0][fixed.targets[0] != IGNORE].size == 8
+
+
+def test_layouts_are_those_that_the_probe_asks_in() -> None:
+    assert layout_of("published", 3, "pad") == Layout.published(3)
+    assert layout_of("suited", 3, "pad") == Layout.suited(3, "pad")
+    with pytest.raises(UsageError, match="words for 2 or 3 classes"):
+        layout_of("published", 4, "n")
 
 
 def test_right_answers_are_those_of_the_label_words_alone() -> None:

@@ -200,8 +200,8 @@ def resolved(config: FinetuneConfig, stored: FinetuneConfig | None = None) -> Fi
     """
     dtype = config.dtype
     if dtype == "auto":
-        by_device = "bfloat16" if torch_device(config.device).type == "cuda" else "float32"
-        dtype = stored.dtype if stored is not None else by_device
+        on_gpu = torch_device(config.device).type == "cuda"
+        dtype = stored.dtype if stored is not None else "bfloat16" if on_gpu else "float32"
     return dataclasses.replace(
         config,
         epochs=config.epochs or EPOCHS,

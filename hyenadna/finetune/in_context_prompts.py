@@ -14,7 +14,7 @@ from hyenadna.inference.many_shot_prompt import Episode, Example, Layout, prompt
 
 def layout_of(kind: Literal["suited", "published"], classes: int, n_token: Literal["n", "pad"]) -> Layout:
     """The layout of prompts of so many classes; takes and raises what `Layout.suited` and `Layout.published` do."""
-    return Layout.suited(classes, n_token) if kind == "suited" else Layout.published(classes, n_token)
+    return Layout.suited(classes, n_token) if kind == "suited" else Layout.published(classes)
 
 
 @dataclasses.dataclass(frozen=True)
