@@ -23,6 +23,7 @@ from hyenadna.finetune.in_context import resolved
 from hyenadna.finetune.in_context_model import Prompted, load, next_token_model
 from hyenadna.finetune.in_context_prompts import PromptSource, episode, layout_of, right_answers
 from hyenadna.finetune.in_context_train import InContextTrainer
+from hyenadna.inference.likelihood import context_of
 from hyenadna.inference.many_shot import probe
 from hyenadna.inference.many_shot_prompt import Layout
 
@@ -284,14 +285,14 @@ def test_settings_of_other_objectives_are_refused() -> None:
 
 
 def test_hyena_probe_takes_what_was_tuned(made, tmp_path) -> None:
-    """The soft prompt leaves so many tokens less to the prompt of examples, and the report knows the run by name."""
+    """The soft prompt leaves so many tokens less to the prompt of examples."""
     words = ["probe", str(made / "one.csv"), "-m", str(made / "soft-prompt"), "-o", str(tmp_path / "probe"), "--arms",
              "true", "--queries", "6", "--seeds", "1", "--calibration", "0", "--split-by", "row", "--threads", "1",
              "--json"]  # fmt: skip
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
-    assert report["model"] == str(made / "soft-prompt") and report["context"] == 128 - 5
+    assert report["context"] == context_of(HyenaDNA.from_pretrained(made / "model")) - 5
     assert "was tuned on the layout" not in result.output
     dry = CliRunner().invoke(app, [*words, "--layout", "published", "--dry-run"])
     assert "was tuned on the layout suited; it is asked in the layout published" in dry.output, dry.output
