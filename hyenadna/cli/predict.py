@@ -127,7 +127,12 @@ def _adapted(model: str, base: str | None, device: str, threads: int | None) -> 
     keep_freed_memory()
     place = torch_device(device)
     network = None if base is None else HyenaDNA.from_pretrained(base, device=place)
-    return load(model, base=network, device=place)
+    adapted = load(model, base=network, device=place)
+    if adapted.adaptation.read_out == "next-token":
+        raise CheckpointError(
+            f"{model} was tuned in context: it predicts by the examples of a prompt; hyena probe DATA -m {model}"
+        )
+    return adapted
 
 
 def _settings(model: str, description: dict[str, Any], predictor: "Predictor") -> dict[str, Any]:

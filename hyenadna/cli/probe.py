@@ -8,6 +8,7 @@ import typer
 from hyenadna.cli import options
 from hyenadna.cli.config_flags import takes_config
 from hyenadna.inference.many_shot_config import ProbeConfig
+from hyenadna.progress import notice
 
 
 @takes_config(ProbeConfig)
@@ -25,7 +26,17 @@ def probe(
     The model is not changed. Accuracy by number of examples is told beside majority, nearest neighbours and a k-mer
     regression that learn from the same examples.
     """
+    from hyenadna.finetune.in_context_model import load
     from hyenadna.inference import many_shot_probe
+    from hyenadna.machine import torch_device
 
-    result = many_shot_probe.dry_run(config) if dry_run else many_shot_probe.probe_data(config, overwrite=overwrite)
+    model, training = load(config.model, device=torch_device(config.device))
+    if training.get("layout", config.layout) != config.layout:
+        notice(
+            f"{config.model} was tuned on the layout {training['layout']}; it is asked in the layout {config.layout}"
+        )
+    if dry_run:
+        result = many_shot_probe.dry_run(config, model=model)
+    else:
+        result = many_shot_probe.probe_data(config, overwrite=overwrite, model=model)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else result["text"])

@@ -41,8 +41,8 @@ class Plan:
     batch_tokens: int
 
     @classmethod
-    def of(cls, config: ProbeConfig) -> "Plan":
-        """Read the model and the data.
+    def of(cls, config: ProbeConfig, model: HyenaDNA | None = None) -> "Plan":
+        """Read the data, and the model where it is not given.
 
         Raises
         ------
@@ -51,7 +51,7 @@ class Plan:
         torch.set_num_threads(config.threads or available_cpus())
         keep_freed_memory()
         device = torch_device(config.device)
-        model = HyenaDNA.from_pretrained(config.model, device=device)
+        model = model or HyenaDNA.from_pretrained(config.model, device=device)
         task = read_task(config, model.config)
         shots = shots_of(config, task, model)
         return cls(config, model, task, shots, config.batch_tokens or _BATCH_TOKENS[device.type])
@@ -86,7 +86,7 @@ class Plan:
         return total * self.config.seeds + queries * any(0 in shots for shots in self.shots.values())
 
 
-def probe_data(config: ProbeConfig, *, overwrite: bool = False) -> dict[str, Any]:
+def probe_data(config: ProbeConfig, *, overwrite: bool = False, model: HyenaDNA | None = None) -> dict[str, Any]:
     """Probe a model on labelled data, and write what came out.
 
     Parameters
@@ -94,6 +94,8 @@ def probe_data(config: ProbeConfig, *, overwrite: bool = False) -> dict[str, Any
     config : ProbeConfig
     overwrite : bool
         Drop an earlier probe in the folder.
+    model : HyenaDNA, optional
+        In eval mode. Default: read from `config.model`.
 
     Returns
     -------
@@ -106,7 +108,7 @@ def probe_data(config: ProbeConfig, *, overwrite: bool = False) -> dict[str, Any
     """
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"-o {config.out} is a file; give a folder")
-    plan = Plan.of(config)
+    plan = Plan.of(config, model)
     busy = RunFolderError(f"{config.out} is in use by another process; wait for it, or name another folder by -o")
     with lock(config.out / ".lock", busy):
         journal = Journal(config.out / FILES[0], plan.settings, overwrite=overwrite)
@@ -124,14 +126,14 @@ def probe_data(config: ProbeConfig, *, overwrite: bool = False) -> dict[str, Any
         return report.write(config.out, about)
 
 
-def dry_run(config: ProbeConfig) -> dict[str, Any]:
+def dry_run(config: ProbeConfig, *, model: HyenaDNA | None = None) -> dict[str, Any]:
     """Check all inputs, read for some seconds, and say what the whole probe would take; nothing is written.
 
     Returns
     -------
     dict                    tokens, tokens_per_s, seconds, memory_bytes, shots, and `text` for a person
     """
-    plan = Plan.of(config)
+    plan = Plan.of(config, model)
     prompt, start = new_prompt(plan.model, plan.task, plan.batch_tokens), time.perf_counter()
     some, number = plan.task.query_tokens, 0
     while number == 0 or (number < len(some) and time.perf_counter() - start < _TRIED_S):
