@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from hyenadna.data.alleles import Variant
+from hyenadna.data.alleles import BaseSource, Variant
 from hyenadna.data.fasta import open_reference
 from hyenadna.data.intervals import Interval, check_contig, listed
 from hyenadna.data.opened import named
@@ -90,7 +90,7 @@ Verdict = Literal["match", "mismatch", "unknown", "outside"]
 """REF against the genome: equal; different; equal but for letters other than A, C, G and T; off the contig's ends."""
 
 
-def reference_verdict(variant: Variant, genome: Genome) -> Verdict:
+def reference_verdict(variant: Variant, genome: BaseSource) -> Verdict:
     """Whether the variant's `ref` is what the genome holds at its place.
 
     Bases that the genome does not tell (N and other ambiguity codes, as in masked assemblies) contradict nothing.
