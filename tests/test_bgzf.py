@@ -90,15 +90,15 @@ def test_a_long_contig_has_a_csi(tmp_path):
     assert len(list(indexed_lines(path, Interval("1", 600_000_000, 700_000_000)))) == 1
 
 
-@pytest.mark.parametrize("places", [[("1", 9), ("1", 5)], [("1", 5), ("2", 5), ("1", 9)]])
-def test_no_index_of_what_is_not_sorted(tmp_path, capfd, places):
+@pytest.mark.parametrize("places", [[("1", 9), ("1", 5)], [("1", 5), ("2", 5), ("1", 9)], [("1", 9 * 10**8)]])
+def test_no_index_of_what_is_not_sorted_or_beyond_it(tmp_path, capfd, places):
     path = write(tmp_path / "a.vcf.gz", vcf_of(*places))
     (tmp_path / "a.vcf.gz.tbi").write_bytes(b"of an earlier file")
     assert index_vcf(path, {}) is None
     assert list(tmp_path.iterdir()) == [path]
-    told = capfd.readouterr().err
-    assert (
-        told == "a.vcf.gz was not indexed: its records are not sorted; bcftools sort -Oz sorts, then bcftools index\n"
+    assert capfd.readouterr().err == (
+        "a.vcf.gz was not indexed: its records are not sorted, lie beyond what .tbi can hold, or the disk is full; "
+        f"bcftools sort -Oz sorts, bcftools index {path} tells what is wrong\n"
     )
 
 

@@ -196,10 +196,11 @@ def test_a_tenth_is_borne_and_more_is_not(genome, capsys):
 
 
 def test_places_off_the_contig_are_mismatches(genome):
+    beyond = [record("chr1", start, "A") for start in (200_000, 200_001, 10**17)]
     with pytest.raises(
-        InputError, match=r"1 of the first 2 .*\(chr1:200,001 is off the end of chr1, which has 200,000"
+        InputError, match=r"3 of the first 4 .*\(chr1:200,001 is off the end of chr1, which has 200,000"
     ):
-        checked(vcf_of([record("chr1", 199_999, BASES["chr1"][-1]), record("chr1", 200_000, "A")]), genome)
+        checked(vcf_of([record("chr1", 199_999, BASES["chr1"][-1]), *beyond]), genome)
 
 
 def test_a_long_allele_is_told_by_its_first_difference(genome):
@@ -207,13 +208,28 @@ def test_a_long_allele_is_told_by_its_first_difference(genome):
     ref[30] = "ACGT"["CGTA".index(ref[30])]
     told = rf"1:1 has {ref[30]} at base 31 of its REF, the FASTA {BASES['chr1'][30]}"
     with pytest.raises(InputError, match=told):
-        checked(vcf_of([record("1", 0, "".join(ref))]), genome)
+        checked(vcf_of([record("1", 0, "".join(ref))] * 3), genome)
+    # a letter that is two in upper case, and a difference behind it
+    last = wrong(1, 49)[0].ref
+    odd = BASES["chr1"][:10] + "\u00df" + BASES["chr1"][12:49] + last
+    with pytest.raises(InputError, match=rf"1:1 has {last} at base 50 of its REF, the FASTA {BASES['chr1'][49]}"):
+        checked(vcf_of([record("1", 0, odd)] * 3), genome)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_of_a_few_are_no_other_build(genome, capsys, count):
+    found = checked(vcf_of(right(3) + wrong(count)), genome)
+    assert (found.matches, found.mismatches) == (3, count)
+    assert capsys.readouterr().err.endswith("); too few to tell, but the genome build may be another\n")
+    with pytest.raises(InputError, match=r"^3 of the first 6 .*the genome build is probably another"):
+        checked(vcf_of(right(3) + wrong(3)), genome)
 
 
 def test_another_length_is_another_build(genome):
     header = b"##contig=<ID=1,length=249250621>\n"
     told = (
         r"1 has 249,250,621 bases by the header of a\.vcf, but chr1 has 200,000 in ref\.fa.*; the genome build is prob"
+        r".*as where the FASTA holds only the beginning of the contig, correct the header: bcftools reheader"
     )
     with pytest.raises(InputError, match=told):
         checked(vcf_of(right(5), header), genome)

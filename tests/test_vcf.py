@@ -2,7 +2,10 @@
 
 import gzip
 import io
+import os
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -126,6 +129,38 @@ def test_every_truncation_of_a_compressed_file_is_told(tmp_path):
             (tmp_path / "a.vcf.gz").write_bytes(compressed[:size])
             with pytest.raises(InputError, match=r"a\.vcf\.gz is (truncated|damaged)"):
                 read(tmp_path / "a.vcf.gz")
+
+
+@pytest.mark.parametrize("where", ["file", "pipe", "stdin"])
+def test_bgzf_cut_after_a_line_and_a_block_is_told(tmp_path, monkeypatch, where):
+    """Blocks of htslib end with lines, so what is left of such a file is whole VCF and whole gzip."""
+    cut = bgzf(HEADER)[:-28] + bgzf(LINES[: LINES.index(b"\n") + 1])[:-28]
+    assert gzip.decompress(cut).endswith(b"1|0:2\n")
+    source = str(tmp_path / "a.vcf.gz")
+    if where == "file":
+        (tmp_path / "a.vcf.gz").write_bytes(cut)
+    elif where == "pipe":
+        os.mkfifo(source)
+        writer = threading.Thread(target=(tmp_path / "a.vcf.gz").write_bytes, args=(cut,))
+        writer.start()
+    else:
+        source = "-"
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cut)))
+    with pytest.raises(InputError, match=r"(a\.vcf\.gz|standard input) is truncated: "):
+        read(source)
+    if where == "pipe":
+        writer.join()
+
+
+def test_a_file_that_may_not_be_read_is_no_fasta_file(tmp_path, monkeypatch):
+    (tmp_path / "a.vcf").write_bytes(HEADER)
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(InputError, match=r"a\.vcf cannot be read: Permission denied$"):
+        read(tmp_path / "a.vcf")
 
 
 ROW = b"20\t5\t.\tA\tC\t.\t.\t."

@@ -79,7 +79,7 @@ def index_vcf(path: Path, lengths: Mapping[str, int | None]) -> Path | None:
     Returns
     -------
     Path or None
-        The index. None, after a notice that says why, if pysam is not installed or the records are not sorted.
+        The index. None, after a notice, if pysam is not installed or htslib fails, as where records are not sorted.
     """
     tbi, csi = _indexes(path)
     for index in (tbi, csi):
@@ -99,7 +99,10 @@ def index_vcf(path: Path, lengths: Mapping[str, int | None]) -> Path | None:
             except OSError as error:  # htslib tells no more than that it failed; of a full disk, too
                 raise ValueError(str(error)) from error
     except ValueError:
-        notice(f"{path.name} was not indexed: its records are not sorted; bcftools sort -Oz sorts, then bcftools index")
+        notice(
+            f"{path.name} was not indexed: its records are not sorted, lie beyond what {index.suffix} can hold, or the "
+            f"disk is full; bcftools sort -Oz sorts, bcftools index {path} tells what is wrong"
+        )
         return None
     return index
 
@@ -137,7 +140,6 @@ def indexed_lines(path: Path, region: Interval) -> Iterator[bytes] | None:
 
 
 def _fetched(tabix: "pysam.TabixFile", path: Path, region: Interval) -> Iterator[bytes]:
-
     with tabix, _silent():
         if region.contig not in tabix.contigs:
             return

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast
 
-from hyenadna.data.compressed import compression
+from hyenadna.data.compressed import BGZF_END, FIRST_BYTES, by_first_bytes, compression
 from hyenadna.data.fasta import FOREIGN
 from hyenadna.errors import InputError
 
@@ -47,13 +47,15 @@ def opened(source: str, wanted: str = "a table, FASTA or BED file") -> Iterator[
         raise InputError(f"{source} is a folder; give {wanted}, or - for standard input")
     with ExitStack() as files:
         with _told(source):
-            if path.is_file():
-                compression(path)  # notices BGZF that was cut between two of its blocks
             raw = sys.stdin.buffer if source == "-" else files.enter_context(path.open("rb"))
-            head = raw.read(2)
-        stream = rejoined(head, raw)
-        gzipped = cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if head == b"\x1f\x8b" else stream
-        yield io.BufferedReader(_Told(gzipped, source), 1 << 20)
+            if source != "-" and path.is_file():
+                compression(path)  # tells at once of BGZF that was cut between two of its blocks
+            head = raw.read(FIRST_BYTES)
+        stream, compressed = rejoined(head, raw), by_first_bytes(head)
+        if compressed == "bgzf":
+            stream = io.BufferedReader(_WholeBgzf(stream), 1 << 20)
+        plain = stream if compressed == "plain" else cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+        yield io.BufferedReader(_Told(plain, source), 1 << 20)
 
 
 @contextmanager
@@ -157,6 +159,21 @@ class _Rejoined(_Read1):
         """The rest of the head, then what the stream has."""
         chunk, self.head = self.head[:size], self.head[size:]
         return chunk or _read1(self.rest, size)
+
+
+class _WholeBgzf(_Read1):
+    """BGZF as it is: EOFError at its end if that was cut off between two blocks, where gzip notices nothing."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.last = stream, b""
+
+    def next_chunk(self, size: int) -> bytes:
+        """What the stream has."""
+        chunk = _read1(self.stream, size)
+        if not chunk and self.last != BGZF_END:
+            raise EOFError
+        self.last = (self.last + chunk[-len(BGZF_END) :])[-len(BGZF_END) :]
+        return chunk
 
 
 class _Told(_Read1):
