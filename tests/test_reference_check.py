@@ -229,7 +229,7 @@ def test_another_length_is_another_build(genome):
     header = b"##contig=<ID=1,length=249250621>\n"
     told = (
         r"1 has 249,250,621 bases by the header of a\.vcf, but chr1 has 200,000 in ref\.fa.*; the genome build is prob"
-        r".*as where the FASTA holds only the beginning of the contig, correct the header: bcftools reheader"
+        r".*the FASTA holds only the beginning of the contig, correct the length in the header: bcftools reheader"
     )
     with pytest.raises(InputError, match=told):
         checked(vcf_of(right(5), header), genome)

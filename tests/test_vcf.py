@@ -328,5 +328,6 @@ def test_contig_lengths():
         b'##contig=<length=7,Description="length=5,ID=b",ID=chr1>\n',
         b"##contig=<ID=MT>",
         b"##contig=<length=3>",
+        b"##contig=<ID=X,length=0>\n",  # which htslib takes for unknown, too
     ]
-    assert contig_lengths(lines) == {"HLA-A*01:01": 9, "chr1": 7, "MT": None}
+    assert contig_lengths(lines) == {"HLA-A*01:01": 9, "chr1": 7, "MT": None, "X": None}

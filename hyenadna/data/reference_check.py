@@ -196,7 +196,7 @@ def checked(vcf: Vcf, genome: Genome) -> Checked:
         raise InputError(
             f"no contig of {named(vcf.source)} is in {genome.path.name}: the VCF has {listed(list(contigs))}, the "
             f"FASTA has {listed(list(genome.lengths))}; give the FASTA that the variants were called on, "
-            "or rename its contigs: bcftools annotate --rename-chrs"
+            "or rename the VCF's contigs: bcftools annotate --rename-chrs"
         )
     counts = _check_alleles(first, names, vcf, genome)
     return Checked(names, chain(first, vcf.records), counts["match"], counts["mismatch"], counts["unknown"])
@@ -218,7 +218,8 @@ def _check_lengths(lengths: Mapping[str, int | None], names: ContigNames, vcf: V
             raise InputError(
                 f"{name} has {length:,} bases by the header of {named(vcf.source)}, but {found} has "
                 f"{genome.lengths[found]:,} in {genome.path.name}; {_ANOTHER_BUILD}; if it is not, "
-                "as where the FASTA holds only the beginning of the contig, correct the header: bcftools reheader"
+                "because the header is wrong, as PLINK's can be, or the FASTA holds only the beginning of the contig, "
+                "correct the length in the header: bcftools reheader"
             )
 
 

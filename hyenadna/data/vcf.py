@@ -264,7 +264,7 @@ def has_annotations(header: Sequence[bytes]) -> bool:
 
 
 def contig_lengths(header: Sequence[bytes]) -> dict[str, int | None]:
-    """The contigs of the ##contig lines with their lengths, None where a line gives none.
+    """The contigs of the ##contig lines with their lengths, None where a line gives none, or 0.
 
     Examples
     --------
@@ -278,5 +278,5 @@ def contig_lengths(header: Sequence[bytes]) -> dict[str, int | None]:
             name = re.search(rb"(?:^|,)ID=([^,>\r\n]+)", fields)
             length = re.search(rb"(?:^|,)length=([0-9]{1,18})\b", fields)
             if name:
-                lengths[_text(name[1])] = int(length[1]) if length else None
+                lengths[_text(name[1])] = (int(length[1]) or None) if length else None
     return lengths
