@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ from hyenadna.data.alleles import Variant
 from hyenadna.data.reference_check import Genome
 from hyenadna.data.vcf import open_vcf
 from hyenadna.errors import UsageError
-from hyenadna.inference import score_vcf, variant_background
+from hyenadna.inference import score_vcf, variant_background, variant_markov
 from hyenadna.inference.score_config import ScoreConfig
 from hyenadna.inference.variant_scores import VariantScorer
 
@@ -31,7 +32,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(variant_background, "PER_CLASS", variant_background.LEAST)
+    monkeypatch.setattr(variant_background, "PER_CLASS", 2)
+    monkeypatch.setattr(variant_background, "LEAST", 2)
     write_fasta(tmp_path / "ref.fa")
     write_vcf(tmp_path / "in.vcf", records(40))
     monkeypatch.chdir(tmp_path)
@@ -62,13 +64,15 @@ def names(folder):
 KEYS = ("LLR", "LLR_MARKOV", "PCT", "FLAG")
 
 
-def test_a_vcf_file(model, folder):
+def test_a_vcf_file(model, folder, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HYENA_CACHE", str(tmp_path_factory.mktemp("cache")))
     ended = run(model, "in.vcf", "-o", "out.vcf.gz", "--json")
     assert ended.exit_code == 0, ended.output
     result = json.loads(ended.stdout)
     assert (result["records"], result["alleles"], result["scored"], result["earlier"]) == (40, 47, 47, 0)
     assert result["flags"]["INDEL"] == 6 and result["performance"] == "not measured" and result["variants_per_s"] > 0
     assert "small on variants: not measured" in ended.stderr
+    assert re.search(r"[\d,]+ SNVs of the whole genome are scored for percentiles first, which the cac", ended.stderr)
     scorer = VariantScorer(HyenaDNA.from_pretrained(model).double(), Genome(folder / "ref.fa"), window=32)
     seen = 0
     for record, alt, (llr, markov, percentile, flag) in values("out.vcf.gz"):
@@ -95,6 +99,9 @@ def test_an_index_where_pysam_is(model, folder):
     with pysam.VariantFile("out.vcf.gz") as file:
         (record, *_) = file.fetch("1", 0, 30)
         assert isinstance(record.info["HYENA_LLR"][0], float) and "HYENA_PCT" not in record.info
+    os.utime("out.vcf.gz.tbi", ns=(0, 0))
+    ended = run(model, "out.vcf.gz", "--no-percentiles", "--region", "1:1-200")
+    assert ended.exit_code == 0 and ended.stderr.count("out.vcf.gz.tbi is older than the file") == 1
 
 
 def test_pipes_and_tables(model, folder):
@@ -141,7 +148,9 @@ def test_a_run_that_was_stopped_goes_on(model, folder, monkeypatch):
         during.setattr(VariantScorer, "score", dies)
         ended = run(model, *arguments)
     assert ended.exit_code == 137 and not (folder / "out.vcf").exists() and (folder / ".out.vcf.journal").is_dir()
-    other = run(model, *arguments, "--strand", "reverse")
+    with monkeypatch.context() as during:  # told before anything is prepared that takes a while
+        during.setattr(variant_markov, "fitted", None)
+        other = run(model, *arguments, "--strand", "reverse")
     assert other.exit_code == 2 and "a stopped run with strand 'both', and this is 'reverse'" in other.stderr
     other = run(model, *arguments, "--region", "1:1-99")
     assert other.exit_code == 2 and "with region None, and this is '1:1-99'" in other.stderr

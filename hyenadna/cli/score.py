@@ -1,5 +1,6 @@
 """`hyena score`."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from hyenadna.inference.score_config import ScoreConfig
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
+    from hyenadna.data.intervals import Interval
     from hyenadna.data.reference_check import Genome
     from hyenadna.inference.score_vcf import Scorable, Scored
     from hyenadna.inference.variant_scores import VariantScorer
@@ -27,7 +29,6 @@ _Overwrite = Annotated[
 def score(
     config: ScoreConfig,
     *,
-    batch_tokens: options.BatchTokens = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -49,7 +50,7 @@ def score(
 
     assert config.fasta is not None
     genome = Genome(config.fasta)
-    settings = {"device": device, "dtype": "float32" if dtype == "auto" else dtype, "batch_tokens": batch_tokens}
+    settings = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
     if config.bed is not None:
         result = _saturated(config, genome, settings, threads, overwrite=overwrite, dry_run=dry_run)
     else:
@@ -89,19 +90,24 @@ def _scored(
     dry_run: bool,
 ) -> dict[str, Any]:
     """Score a VCF file, or say what that would take."""
+    from hyenadna.inference.score_journal import check_journal
     from hyenadna.inference.score_plan import vcf_plan
-    from hyenadna.inference.score_vcf import scorable, score_vcf
+    from hyenadna.inference.score_vcf import scorable, score_vcf, state_folder
 
     if config.data == "-":
         notice("standard input cannot be read again: a run that is stopped starts anew")
     with scorable(config, genome) as source:
-        scorer = _scorer(config, genome, settings, threads, ready=not dry_run)
+        scorer = _scorer(config, genome, settings, threads)
         if dry_run:
-            return vcf_plan(source, scorer, genome, before=_before(config))
-        about = _about(config, scorer)
+            return vcf_plan(source, scorer, before=_before(config))
+        about, test = _about(config, scorer), _held_out(config, genome)
         notice(f"{about['model']} on variants: {about['performance']}")
         job = about | _origin(config, genome) | settings | {"device": str(scorer.model.device.type)}
         job |= {"region": config.region, "ref_mismatch": config.ref_mismatch, "percentiles": config.percentiles}
+        job["background"] = hashlib.sha256(repr(test).encode()).hexdigest()[:16]
+        if (folder := state_folder(config)) is not None and not overwrite:
+            check_journal(folder, job)
+        about |= _prepare(scorer, config, genome)
         start = time.perf_counter()
         done = score_vcf(config, source, scorer, genome, about, job, overwrite=overwrite)
         return _result(config, source, done, time.perf_counter() - start) | about
@@ -126,11 +132,12 @@ def _saturated(
     regions = read_bed(config.bed, genome.lengths)
     out = None if config.out == "-" else Path(config.out)
     check_places(regions, out, config.plot, overwrite=overwrite)
-    scorer = _scorer(config, genome, settings, threads, ready=not dry_run)
+    scorer = _scorer(config, genome, settings, threads)
     if dry_run:
         return regions_plan(regions, scorer, genome, before=_before(config))
     about = _about(config, scorer) | _origin(config, genome) | {"command": config.command}
     notice(f"{about['model']} on variants: {about['performance']}")
+    about |= _prepare(scorer, config, genome)
     start = time.perf_counter()
     done = saturate(scorer, regions, out, about, plot=config.plot, overwrite=overwrite)
     seconds = time.perf_counter() - start
@@ -139,31 +146,37 @@ def _saturated(
     return {"out": config.out, **done._asdict(), "seconds": round(seconds, 3), "text": text} | about
 
 
-def _scorer(
-    config: ScoreConfig, genome: "Genome", settings: dict[str, Any], threads: int | None, *, ready: bool
-) -> "VariantScorer":
-    """The scorer; without `ready` it gives neither Markov ratios nor percentiles, which take a while to prepare."""
+def _scorer(config: ScoreConfig, genome: "Genome", settings: dict[str, Any], threads: int | None) -> "VariantScorer":
+    """The scorer, which gives neither Markov ratios nor percentiles before `_prepare`."""
     import torch
 
-    from hyenadna.inference.variant_background import background_of, held_out
-    from hyenadna.inference.variant_markov import fitted
     from hyenadna.inference.variant_scores import VariantScorer
     from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
-    from hyenadna.model.hub import find_model
     from hyenadna.model.language_model import HyenaDNA
 
     torch.set_num_threads(threads or available_cpus())
     keep_freed_memory()
     network: HyenaDNA = HyenaDNA.from_pretrained(config.model, device=torch_device(settings["device"]))
-    scorer = VariantScorer(
-        network, genome, window=config.window, strand=config.strand, dtype=getattr(torch, settings["dtype"]),
-        batch_tokens=settings["batch_tokens"],
-        markov=fitted(genome, genome.fingerprint) if ready else None,
-    )  # fmt: skip
-    if ready and config.percentiles:
-        test = held_out(find_model(config.model) / "split.json", genome.lengths)
-        scorer.background = background_of(scorer, test, fingerprint=genome.fingerprint)
-    return scorer
+    dtype = getattr(torch, settings["dtype"])
+    return VariantScorer(network, genome, window=config.window, strand=config.strand, dtype=dtype)
+
+
+def _prepare(scorer: "VariantScorer", config: ScoreConfig, genome: "Genome") -> dict[str, str]:
+    """Give the scorer its Markov models and percentiles, which takes a while; what the percentiles are of."""
+    from hyenadna.inference.variant_background import background_of
+    from hyenadna.inference.variant_markov import fitted
+
+    scorer.markov = fitted(genome, genome.fingerprint)
+    if config.percentiles:
+        scorer.background = background_of(scorer, _held_out(config, genome), fingerprint=genome.fingerprint)
+    return {"background": "none" if scorer.background is None else scorer.background.where}
+
+
+def _held_out(config: ScoreConfig, genome: "Genome") -> "tuple[Interval, ...] | None":
+    from hyenadna.inference.variant_background import held_out
+    from hyenadna.model.hub import find_model
+
+    return held_out(find_model(config.model) / "split.json", genome.lengths)
 
 
 def _before(config: ScoreConfig) -> int:
@@ -175,7 +188,7 @@ def _before(config: ScoreConfig) -> int:
 
 
 def _about(config: ScoreConfig, scorer: "VariantScorer") -> dict[str, str | int]:
-    """What the numbers come from, for the output's header."""
+    """What the numbers come from, for the output's header; `_prepare` says what the background is."""
     from hyenadna import __version__
     from hyenadna.model.hub import find_model
     from hyenadna.model.weights import base_sha256
@@ -188,7 +201,7 @@ def _about(config: ScoreConfig, scorer: "VariantScorer") -> dict[str, str | int]
         "strand": config.strand,
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "genome": config.fasta.name,
-        "background": "none" if scorer.background is None else scorer.background.where,
+        "background": "none",
         "performance": performance(find_model(config.model)),
         "hyenadna": __version__,
     }

@@ -107,11 +107,11 @@ def index_vcf(path: Path, lengths: Mapping[str, int | None]) -> Path | None:
     return index
 
 
-def indexed_lines(path: Path, region: Interval) -> Iterator[bytes] | None:
+def indexed_lines(path: Path, region: Interval, *, tell: bool = True) -> Iterator[bytes] | None:
     """The lines of a BGZF file that its index finds for a region, in their order, with LF at their ends.
 
     They hold all records that overlap the region, and so those whose POS lies in it. None if all must be read instead:
-    there is no index, or, after a notice, one that cannot be used.
+    there is no index, or, after a notice (unless `tell` is False), one that cannot be used.
 
     Raises
     ------
@@ -120,21 +120,25 @@ def indexed_lines(path: Path, region: Interval) -> Iterator[bytes] | None:
     index = next((index for index in _indexes(path) if index.exists()), None)
     if index is None or not region.contig.isascii():
         return None
-    slowly = f"; all of {path.name} is read for the region instead"
+
+    def unused(why: str) -> None:
+        if tell:
+            notice(f"{why}; all of {path.name} is read for the region instead")
+
     if index.stat().st_mtime_ns < path.stat().st_mtime_ns:
-        notice(f"{index.name} is older than the file that it describes{slowly}")
+        unused(f"{index.name} is older than the file that it describes")
         return None
     try:
         import pysam
     except ModuleNotFoundError:
-        notice(f"{index.name} is not used, because pysam is not installed: {_INSTALL}{slowly}")
+        unused(f"{index.name} is not used, because pysam is not installed: {_INSTALL}")
         return None
     try:
         with _silent():
             # every byte is a letter of latin-1, so the lines come through as they are
             tabix = pysam.TabixFile(str(path), index=str(index), encoding="latin-1")
     except (OSError, ValueError):
-        notice(f"{index.name} cannot be read{slowly}")
+        unused(f"{index.name} cannot be read")
         return None
     return _fetched(tabix, path, region)
 

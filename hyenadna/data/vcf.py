@@ -80,7 +80,7 @@ class Vcf(NamedTuple):
 
 
 @contextmanager
-def open_vcf(source: str, region: Interval | None = None) -> Iterator[Vcf]:
+def open_vcf(source: str, region: Interval | None = None, *, tell: bool = True) -> Iterator[Vcf]:
     """A VCF file, plain, gzip or BGZF, or standard input for '-'.
 
     Parameters
@@ -90,6 +90,8 @@ def open_vcf(source: str, region: Interval | None = None) -> Iterator[Vcf]:
         Only the records whose POS lies in it, so that the parts of a file add up to the whole, each record once (a
         record that begins before the region and reaches into it is not in it; POS 0 counts as 1). Found by the index
         .tbi or .csi beside the file where there is one that fits and pysam is installed, else by reading all.
+    tell : bool
+        Whether a notice says that an index cannot be used: False for a file that was opened before.
 
     Raises
     ------
@@ -99,7 +101,7 @@ def open_vcf(source: str, region: Interval | None = None) -> Iterator[Vcf]:
     """
     with opened(source, "a VCF file") as file:
         header = _header(file, source)
-        lines = None if region is None else _indexed(source, header, region)
+        lines = None if region is None else _indexed(source, header, region, tell)
         if lines is None:
             lines = enumerate(file, len(header) + 1)
         columns = header[-1].count(b"\t") + 1
@@ -171,11 +173,11 @@ def _short_line(line: bytes, columns: int) -> str:
     )
 
 
-def _indexed(source: str, header: Sequence[bytes], region: Interval) -> Iterator[tuple[int, bytes]] | None:
+def _indexed(source: str, header: Sequence[bytes], region: Interval, tell: bool) -> Iterator[tuple[int, bytes]] | None:
     """The numbered lines that an index leads to, more than those of the region; None if there is no use of an index."""
     if source == "-" or header[-1].endswith(b"\r\n"):  # htslib drops the CR
         return None
-    lines = indexed_lines(Path(source), region)
+    lines = indexed_lines(Path(source), region, tell=tell)
     return None if lines is None else ((0, line) for line in lines)
 
 

@@ -59,6 +59,24 @@ def journal(folder: Path, job: Mapping[str, Any], *, keep_folder: bool, overwrit
             _remove([BATCHES, JOB] if nothing_kept else [], folder, keep_folder)
 
 
+def check_journal(folder: Path, job: Mapping[str, Any]) -> None:
+    """Nothing, if a folder has no journal or that of this job.
+
+    Raises
+    ------
+    UsageError              a journal was begun by another job
+    """
+    if not (folder / JOB).exists():
+        return
+    known = _read(folder / JOB)
+    for name in sorted({*known, *job}):
+        if known.get(name) != job.get(name):
+            raise UsageError(
+                f"{folder} holds the scores of a stopped run with {name} {known.get(name)!r}, and this is "
+                f"{job.get(name)!r}; run the earlier command to finish it, or --overwrite to start anew"
+            )
+
+
 class Journal:
     """Takes up what an earlier run stored, batch after batch, then stores more."""
 
@@ -137,13 +155,7 @@ class Journal:
         """Whether the folder's journal is of this job; False if it may be dropped."""
         if self._overwrite:
             return _read(self.folder / JOB) == job
-        known = _read(self.folder / JOB)
-        for name in sorted({*known, *job}):
-            if known.get(name) != job.get(name):
-                raise UsageError(
-                    f"{self.folder} holds the scores of a stopped run with {name} {known.get(name)!r}, and this is "
-                    f"{job.get(name)!r}; run the earlier command to finish it, or --overwrite to start anew"
-                )
+        check_journal(self.folder, job)
         return True
 
     @contextmanager

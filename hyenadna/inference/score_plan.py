@@ -7,7 +7,7 @@ from typing import Any
 
 from hyenadna.data.alleles import Variant
 from hyenadna.data.intervals import Region
-from hyenadna.data.reference_check import Genome, reference_verdict
+from hyenadna.data.reference_check import Genome
 from hyenadna.data.vcf import why_not_scored
 from hyenadna.inference.score_vcf import BATCH_RECORDS, Scorable, Scorer
 from hyenadna.machine import peak_memory
@@ -18,7 +18,7 @@ _FIRST = 32
 _BASES = "ACGT"
 
 
-def vcf_plan(source: Scorable, scorer: Scorer, genome: Genome, *, before: int = 0) -> dict[str, Any]:
+def vcf_plan(source: Scorable, scorer: Scorer, *, before: int = 0) -> dict[str, Any]:
     """Score the first records of a VCF file for some seconds, and say what the whole would take.
 
     Parameters
@@ -26,8 +26,6 @@ def vcf_plan(source: Scorable, scorer: Scorer, genome: Genome, *, before: int = 
     source : Scorable
         Of a file, not yet read.
     scorer : Scorer
-    genome : BaseSource
-        The scorer's.
     before : int
         Variants that are scored before those of the file, for percentiles, if the cache has none.
     """
@@ -37,9 +35,7 @@ def vcf_plan(source: Scorable, scorer: Scorer, genome: Genome, *, before: int = 
         contig = source.names.get(record.contig)
         for alt in record.alts:
             if contig is not None and why_not_scored(record, alt) is None:
-                variant = record.variant(alt, contig)
-                if reference_verdict(variant, genome) not in ("mismatch", "outside"):
-                    some.append(variant)
+                some.append(record.variant(alt, contig))
     total = source.survey.variants
     counted = f"{source.survey.records:,} records, {total:,} of {source.survey.alleles:,} alleles can be scored"
     return source.survey._asdict() | _plan(scorer, some, total, counted, before)

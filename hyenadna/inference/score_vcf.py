@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hyenadna.data.alleles import Variant
 from hyenadna.data.bgzf import BlockWriter, index_vcf
-from hyenadna.data.reference_check import ContigNames, Genome, checked, reference_verdict
+from hyenadna.data.reference_check import ContigNames, Genome, checked
 from hyenadna.data.vcf import Record, Vcf, contig_lengths, open_vcf, why_not_scored
 from hyenadna.errors import InputError, Interrupted, UsageError, WriteError
 from hyenadna.files import atomic_write, lock
@@ -98,7 +98,7 @@ def scorable(config: ScoreConfig, genome: Genome) -> Iterator[Scorable]:
         if not survey.records:
             yield Scorable(vcf, iter(()), speaks.names, survey)
             return
-    with open_vcf(config.data, config.where) as vcf:
+    with open_vcf(config.data, config.where, tell=False) as vcf:
         yield Scorable(vcf, vcf.records, speaks.names, survey)
 
 
@@ -194,18 +194,13 @@ def batch_values(
             values[-1].append(not_scored("SKIPPED"))
             if contig is None or why_not_scored(record, alt) is not None:
                 continue
-            variant = record.variant(alt, contig)
-            if reference_verdict(variant, genome) in ("mismatch", "outside"):
-                if ref_mismatch == "error":
-                    raise _mismatch(record, variant, genome)
-                values[-1][-1] = not_scored("REF_MISMATCH")
-                continue
-            variants.append(variant)
+            variants.append(record.variant(alt, contig))
             cells.append((row, column))
-    for (row, column), score in zip(cells, scorer.score(variants) if variants else [], strict=True):
-        # of those that were sent, the genome holds no other REF, but an N or the like in its place
-        flags = ("HAS_N" if flag == "REF_MISMATCH" else flag for flag in score.flags)
-        values[row][column] = texts(score._replace(flags=tuple(dict.fromkeys(flags))))
+    scores = scorer.score(variants) if variants else []
+    for (row, column), variant, score in zip(cells, variants, scores, strict=True):
+        if ref_mismatch == "error" and "REF_MISMATCH" in score.flags:
+            raise _mismatch(batch[row], variant, genome)
+        values[row][column] = texts(score)
     return values
 
 

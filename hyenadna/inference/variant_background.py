@@ -140,8 +140,12 @@ def background_of(
 def _measured(scorer: "VariantScorer", intervals: Sequence[Interval], where: str) -> Background:
     folded = scorer.strand == "both"
     variants = list(_spread(scorer.genome, intervals, scorer.window // 4, folded))
+    notice(
+        f"{len(variants):,} SNVs of {where} are scored for percentiles first, which the cache keeps for this model and "
+        "genome; --no-percentiles leaves them out"
+    )
     ratios: dict[str, list[float]] = defaultdict(list)
-    with progress("scoring SNVs for percentiles", len(variants)) as job:
+    with progress("scoring SNVs for percentiles", len(variants), "SNVs") as job:
         for first in range(0, len(variants), _TOGETHER):
             part = variants[first : first + _TOGETHER]
             scores = scorer.score([variant for variant, _ in part])

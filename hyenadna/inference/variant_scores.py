@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hyenadna.data.alleles import BaseSource, Variant, normalized, trimmed
 from hyenadna.data.alphabet import BASES
 from hyenadna.data.intervals import check_contig
+from hyenadna.data.reference_check import reference_verdict
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import IntervalError
 from hyenadna.inference.likelihood import Strand, context_of, is_base
@@ -42,7 +43,7 @@ from hyenadna.model.language_model import HyenaDNA
 Flag = Literal["REF_MISMATCH", "NEAR_EDGE", "HAS_N", "INDEL", "TOO_LONG", "SKIPPED"]
 
 _SIGNS: dict[Strand, tuple[Sign, ...]] = {"forward": ("+",), "reverse": ("-",), "both": ("+", "-")}
-_NOT_SCORED: set[Flag] = {"TOO_LONG", "SKIPPED"}
+_NOT_SCORED: set[Flag] = {"REF_MISMATCH", "TOO_LONG", "SKIPPED"}
 _SATURATED = 4096
 """Positions whose substitutions are scored together, about."""
 
@@ -59,13 +60,13 @@ class VariantScore(NamedTuple):
     flags: tuple[Flag, ...]
     """Any of these, in this order:
 
-    REF_MISMATCH: `ref` is not what the genome holds; scored all the same, with `ref` in the genome's place.
+    REF_MISMATCH: `ref` is not what the genome holds, or leaves its contig; not scored.
     NEAR_EDGE: the contig's end took context, or some of the bases after the variant, on a strand that is read.
-    HAS_N: a haplotype holds a letter other than A, C, G, T in its window, up to the last scored base.
+    HAS_N: a haplotype holds a letter other than A, C, G, T in its window, up to the last scored base; or the genome
+        has one where `ref` has a base, which is then taken at its word.
     INDEL: the normalised alleles differ in length.
     TOO_LONG: one of them is longer than W / 4; not scored.
-    SKIPPED: not scored, as the alleles are equal, the alternative holds other letters than A, C, G, T or the reference
-    is off the contig, or there is no such contig.
+    SKIPPED: not scored, as the alleles are equal or hold other letters than A, C, G, T, or there is no such contig.
     """
 
 
@@ -163,21 +164,23 @@ class VariantScorer:
 
     def _checked(self, variant: Variant) -> tuple[Variant, tuple[Flag, ...]]:
         """A variant as it is scored, and what is said of it before it is read."""
-        length, end = self.genome.lengths.get(variant.contig, -1), variant.start + len(variant.ref)
-        if not 0 <= variant.start <= end <= length:
+        if variant.contig not in self.genome.lengths:
             return variant, ("SKIPPED",)
-        flags: list[Flag] = []
-        if variant.ref and self.genome.fetch(variant.contig, variant.start, end) != variant.ref:
-            flags.append("REF_MISMATCH")
+        if reference_verdict(variant, self.genome) in ("mismatch", "outside"):
+            return variant, ("REF_MISMATCH",)
         change = trimmed(variant)
         if change.ref == change.alt or set(change.ref + change.alt) - set(BASES):
-            return change, (*flags, "SKIPPED")
+            return change, ("SKIPPED",)
+        # an N of the genome contradicts no base, which is then taken at its word
+        end = variant.start + len(variant.ref)
+        held = self.genome.fetch(variant.contig, variant.start, end) == variant.ref
+        flags: list[Flag] = [] if held else ["HAS_N"]
         if len(change.ref) != len(change.alt):
             flags.append("INDEL")
         if max(len(change.ref), len(change.alt)) > longest_allele(self.window):
             return change, (*flags, "TOO_LONG")
         # where the genome holds something else there is nothing along which it could be moved
-        return change if "REF_MISMATCH" in flags else normalized(change, self.genome), tuple(flags)
+        return normalized(change, self.genome) if held else change, tuple(flags)
 
     def _read(self, changes: Sequence[Variant]) -> list[tuple[float, float, tuple[Flag, ...]]]:
         """LLR, that of the Markov model, and flags of normalised variants."""
