@@ -73,7 +73,8 @@ def test_a_vcf_file(model, folder, monkeypatch, tmp_path_factory):
     assert result["flags"]["INDEL"] == 6 and result["performance"] == "not measured" and result["variants_per_s"] > 0
     assert "small on variants: not measured" in ended.stderr
     assert re.search(r"[\d,]+ SNVs of the whole genome are scored for percentiles first, which the cac", ended.stderr)
-    scorer = VariantScorer(HyenaDNA.from_pretrained(model).double(), Genome(folder / "ref.fa"), window=32)
+    network = HyenaDNA.from_pretrained(model).double()
+    scorer = VariantScorer(network, Genome(folder / "ref.fa"), window=32, batch_tokens=256)
     seen = 0
     for record, alt, (llr, markov, percentile, flag) in values("out.vcf.gz"):
         wanted = scorer.score([Variant("1", record.start, record.ref, alt)])[0]
