@@ -61,10 +61,8 @@ class SequenceModel(nn.Module):
         self.label_tokens: tuple[int, ...] = ()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            if adaptation.read_out == "label-tokens":
-                self.label_tokens = label_tokens(task.kind, task.outputs)
-            elif adaptation.read_out == "next-token":
-                self.label_tokens = next_token(task.kind, task.labels)
+            if adaptation.read_out != "head":
+                self.label_tokens = _answering(task, adaptation)
             else:
                 if pooled and adaptation.pool == "positions" and adaptation.positions is None:
                     raise UsageError("pool positions needs the bases of the longest sequence as positions")
@@ -195,6 +193,13 @@ class SequenceModel(nn.Module):
         if self.adaptation.frozen:
             self.base.eval()
         return self
+
+
+def _answering(task: Task, adaptation: Adaptation) -> tuple[int, ...]:
+    """The tokens whose logits answer."""
+    if adaptation.read_out == "next-token":
+        return next_token(task.kind, task.labels)
+    return label_tokens(task.kind, task.outputs)
 
 
 def _short(name: str) -> str:
