@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from checkpoints import small_model
 from finetuning import leave_out_the_slow, planted, write_table
 from typer.testing import CliRunner
@@ -21,12 +22,14 @@ from hyenadna.finetune import in_context as command
 from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.in_context import resolved
+from hyenadna.finetune.in_context_config import InContext
 from hyenadna.finetune.in_context_model import Prompted, load, next_token_model
 from hyenadna.finetune.in_context_prompts import PromptSource, episode, layout_of, right_answers
 from hyenadna.finetune.in_context_train import InContextTrainer
 from hyenadna.inference.likelihood import context_of
 from hyenadna.inference.many_shot import probe
 from hyenadna.inference.many_shot_prompt import Layout
+from hyenadna.pretrain.configured_folder import read_yaml, to_yaml
 
 LAYOUT = Layout(("A", "T"), "sep")
 
@@ -313,3 +316,12 @@ def test_a_copy_of_a_row_on_either_strand_is_not_in_its_part(made) -> None:
     assert len({*found, *map(reverse_complement, found)}) == 2 * len(found)
     with pytest.raises(UsageError, match=f"has {len(found)} rows"):
         task.draw(len(found) + 1, np.random.default_rng(0))
+
+
+def test_a_run_of_before_this_objective_goes_on(tmp_path) -> None:
+    config = FinetuneConfig(data="one.csv", method="lora")
+    fields = yaml.safe_load(to_yaml(config))
+    for name in InContext.ONLY_IN_CONTEXT:
+        del fields[name]
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(fields))
+    assert read_yaml(tmp_path / "finetune.yaml", FinetuneConfig) == config
