@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hyenadna.data.tokenizer import PAD
+from hyenadna.errors import SequenceTooLong
 from hyenadna.model.config import HyenaConfig
 
 
@@ -31,6 +32,8 @@ class Planted:
 
     def __call__(self, tokens, *, prefix=None):
         before = [] if prefix is None else prefix.tokens
+        if len(before) + tokens.shape[1] > self.config.filter_length:
+            raise SequenceTooLong(f"{len(before) + tokens.shape[1]} tokens")
         self.read += int((tokens != PAD).sum())
         logits = torch.zeros(*tokens.shape, 16, dtype=torch.float64)
         for row, of_row in enumerate(tokens.tolist()):
@@ -40,7 +43,7 @@ class Planted:
         return SimpleNamespace(logits=logits)
 
 
-def oracle(answer_of, layout, strength=50.0):
+def oracle(answer_of, layout, strength=50.0, **given):
     """Knows the class of each sequence, given as a dictionary from bytes of tokens."""
     gap, words = len(layout.separator_tokens), layout.label_tokens
     lengths = sorted({len(tokens) for tokens in answer_of}, reverse=True)
@@ -56,7 +59,7 @@ def oracle(answer_of, layout, strength=50.0):
                     return logits
         return logits
 
-    return Planted(says)
+    return Planted(says, **given)
 
 
 def constant(logits, **given):

@@ -7,25 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from checkpoints import small_model
 from finetuning import leave_out_the_slow, planted, write_table
 from typer.testing import CliRunner
 
 from hyenadna import HyenaConfig, HyenaDNA
 from hyenadna.cli.main import app
+from hyenadna.data.alphabet import reverse_complement
 from hyenadna.data.in_context_tasks import MotifTask, RowsTask, WordTask
-from hyenadna.data.tokenizer import IGNORE, encode
+from hyenadna.data.tokenizer import IGNORE, decode, encode
 from hyenadna.errors import CheckpointError, InputError, SequenceTooLong, UsageError
 from hyenadna.finetune import in_context as command
 from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.in_context import resolved
+from hyenadna.finetune.in_context_config import InContext
 from hyenadna.finetune.in_context_model import Prompted, load, next_token_model
 from hyenadna.finetune.in_context_prompts import PromptSource, episode, layout_of, right_answers
 from hyenadna.finetune.in_context_train import InContextTrainer
 from hyenadna.inference.likelihood import context_of
 from hyenadna.inference.many_shot import probe
 from hyenadna.inference.many_shot_prompt import Layout
+from hyenadna.pretrain.configured_folder import read_yaml, to_yaml
 
 LAYOUT = Layout(("A", "T"), "sep")
 
@@ -125,7 +129,7 @@ def test_positive_control_of_words_whose_labels_only_the_prompt_tells() -> None:
     model = tuned(tiny(100), task, 8, epochs=8, patience=8, prompts=256, batch_size=8, lr=2e-3)
     random = np.random.default_rng(5)
     true, shuffled = (
-        probe(model, [episode(task, 8, 4, random, shuffled=chance) for _ in range(50)], LAYOUT, (2, 16))
+        probe(model, [episode(task, 8, 8, random, shuffled=chance) for _ in range(25)], LAYOUT, (2, 16))
         for chance in (False, True)
     )
     assert true.gain(2, 16).low > 0 and true.accuracy(16).value > 0.9
@@ -296,3 +300,28 @@ def test_hyena_probe_takes_what_was_tuned(made, tmp_path) -> None:
     assert "was tuned on the layout" not in result.output
     dry = CliRunner().invoke(app, [*words, "--layout", "published", "--dry-run"])
     assert "was tuned on the layout suited; it is asked in the layout published" in dry.output, dry.output
+
+
+def test_a_copy_of_a_row_on_either_strand_is_not_in_its_part(made) -> None:
+    """Or what an example says of it would be what a label behind it is."""
+    rows = [(sequence, label, part) for part in ("train", "valid", "test")
+            for sequence, label in planted(20, length=12, seed=len(part) + (part == "test"))]  # fmt: skip
+    copies = [(reverse_complement(sequence), label, part) for sequence, label, part in rows[::2]] + rows[::3]
+    path = made / "copies.csv"
+    path.write_text("sequence,label,split\n" + "".join(f"{','.join(row)}\n" for row in rows + copies))
+    config = FinetuneConfig(objective="in-context", model=str(made / "model"), data=str(path), out=made / "x", shots=2)
+    (task,) = command.Plan.of(resolved(config)).sources["train"].tasks
+    drawn = task.draw(len({min(row[0], reverse_complement(row[0])) for row in rows[:20]}), np.random.default_rng(0))
+    found = [decode(tokens) for tokens in drawn.sequences]
+    assert len({*found, *map(reverse_complement, found)}) == 2 * len(found)
+    with pytest.raises(UsageError, match=f"has {len(found)} rows"):
+        task.draw(len(found) + 1, np.random.default_rng(0))
+
+
+def test_a_run_of_before_this_objective_goes_on(tmp_path) -> None:
+    config = FinetuneConfig(data="one.csv", method="lora")
+    fields = yaml.safe_load(to_yaml(config))
+    for name in InContext.ONLY_IN_CONTEXT:
+        del fields[name]
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(fields))
+    assert read_yaml(tmp_path / "finetune.yaml", FinetuneConfig) == config

@@ -254,3 +254,52 @@ def test_the_published_layout_warns(tmp_path, capsys):
     assert "this layout is for models that are tuned on it: [SEP] ends the records" in capsys.readouterr().err
     other = task_of(tmp_path, rows, layout="published", label_words=("C", "G"))
     assert other.layout.label_words == ("C", "G") and other.layout.separator == "sep"
+
+
+def test_labels_of_each_block_are_dealt_out_by_themselves(tmp_path):
+    """Of two classes and k = 1 and 2, both blocks would else be all true, or both all false."""
+    task = task_of(tmp_path, [row for row in rows_of(train=90) if row[1] != "z"])
+    alike = []
+    for seed in range(40):
+        true = []
+        for rows in task.blocks((1, 2), seed):
+            dealt = [example.label for example in examples_of("shuffled", task, rows, seed)]
+            true.append(dealt == task.labels[rows].tolist())
+        alike.append(true[0] == true[1])
+    assert 0.25 < np.mean(alike) < 0.75
+
+
+def test_nearly_queries_are_never_shown_but_where_rows_are_split(tmp_path):
+    rows = rows_of(2, train=12, test=9, shortest=60, longest=60)
+    asked = next(sequence for sequence, _, part in rows if part == "test")
+    copy = reverse_complement(asked[:30] + ("A" if asked[30] != "A" else "C") + asked[31:])
+    rows.append((copy, "x", "train"))
+    task = task_of(tmp_path, rows)
+    assert copy not in task.sequences and len(task.sequences) == 12
+    assert task.notes == ("1 of 13 training rows are never shown: they are nearly queries, on either strand",)
+    assert copy in task_of(tmp_path, rows, split_by="row").sequences
+
+
+def test_reinforced_candidates_that_do_not_fit_are_not_asked(tmp_path):
+    long = "ACGT" * 100
+    rows = [
+        (sequence + long * (part == "train" and at % 9 == 0), label, part)
+        for at, (sequence, label, part) in enumerate(rows_of(train=90, shortest=12))
+    ]
+    task = task_of(tmp_path, rows)
+    known = {encode(text).tobytes(): label for text, label in zip(task.sequences, task.labels.tolist(), strict=True)}
+    lengths = np.array([len(sequence) for sequence in task.sequences])
+    # as `shots_of` asks: the first of each class fits; and among those that the model is asked are longer ones
+    seed = next(seed for seed in range(99) if all(lengths[rows[0]] < 30 for rows in task.order(seed)))
+    assert any((lengths[rows[:8]] > 400).any() for rows in task.order(seed))
+    steps = list(reinforced(oracle(known, task.layout, context=300), task, (1,), seed, 1 << 13))
+    assert [step.arm for step in steps] == ["reinforced", "matched"]
+
+
+def test_too_few_to_compare_reinforced_examples_with_are_told(tmp_path):
+    rows = [row for row in rows_of(train=90, shortest=12) if row[2] == "test" or row[1] != "y"]
+    rows += [row for row in rows_of(train=9, test=0, seed=7, shortest=12) if row[1] == "y"]
+    task = task_of(tmp_path, rows)
+    known = {encode(text).tobytes(): label for text, label in zip(task.sequences, task.labels.tolist(), strict=True)}
+    (ended,) = reinforced(oracle(known, task.layout), task, (2,), 0, 1 << 13)
+    assert ended == Ended(2, "class y has 1 further sequences to compare with; wanted were 2")

@@ -8,7 +8,7 @@ from checkpoints import small_model
 from planted import constant, oracle
 from typer.testing import CliRunner
 
-from hyenadna import HyenaDNA
+from hyenadna import HyenaDNA, plots
 from hyenadna.cli import main as cli
 from hyenadna.data.tokenizer import encode
 from hyenadna.inference.many_shot_prompt import Layout
@@ -33,6 +33,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
     small_model(layers="HS", d_model=8, filter_order=8, filter_length=290).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Plots take most of the time of a small probe."""
+    monkeypatch.setattr(plots, "write_png", lambda drawn, path: path.write_bytes(b""))
 
 
 @pytest.fixture
@@ -84,7 +90,7 @@ def test_a_probe_of_a_model(folder, data, tmp_path):
     assert header.startswith("arm\tseed\tshots\tqueries\taccuracy_calibrated") and len(lines) == len(found["cells"])
 
 
-def test_a_stopped_probe_goes_on(folder, data, tmp_path):
+def test_a_stopped_probe_goes_on(no_plots, folder, data, tmp_path):
     whole, stopped, arms = tmp_path / "whole", tmp_path / "stopped", ("--arms", "true", "reinforced")
     assert small(data, whole, "-m", folder, *arms).exit_code == 0
     lines = (whole / "cells.jsonl").read_text().splitlines(keepends=True)
@@ -104,7 +110,7 @@ def test_a_stopped_probe_goes_on(folder, data, tmp_path):
     assert comparable(stopped) == other
 
 
-def test_another_probe_does_not_go_there(folder, data, tmp_path):
+def test_another_probe_does_not_go_there(no_plots, folder, data, tmp_path):
     out = tmp_path / "out"
     assert small(data, out, "-m", folder, "--arms", "true").exit_code == 0
     ended = small(data, out, "-m", folder, "--arms", "true", "--label-words", "C", "G", "A")
@@ -120,7 +126,7 @@ def test_another_probe_does_not_go_there(folder, data, tmp_path):
     assert ended.exit_code == 2 and "is a file; give a folder" in ended.stderr
 
 
-def test_dry_run(folder, data, tmp_path):
+def test_dry_run(no_plots, folder, data, tmp_path):
     ended = small(data, tmp_path / "out", "-m", folder, "--dry-run", "--json")
     assert ended.exit_code == 0, ended.output
     found = json.loads(ended.stdout)
@@ -156,18 +162,44 @@ def test_an_oracle_is_right_in_every_arm_but_where_labels_are_flipped(monkeypatc
     assert "true - shuffled at k = 4: +0.000 [+0.000, +0.000]" in ended.stdout
 
 
-def test_a_biased_model_is_at_chance(monkeypatch, tmp_path):
+def test_a_biased_model_is_at_chance(no_plots, monkeypatch, tmp_path):
     write_table(tmp_path / "data.csv")
     logits = np.zeros(16)
-    logits[10] = 4
+    logits[10] = 25.1234567  # the others' share is 1e-11
     planted(monkeypatch, constant(logits))
     ended = small(tmp_path / "data.csv", tmp_path / "out", "--shots", 0, 1, 2, 4)
     assert ended.exit_code == 0, ended.output
     for arm in ("true", "flipped", "unlabelled"):
         found = accuracies(tmp_path / "out", arm)
         assert found == pytest.approx(dict.fromkeys(found, 1 / 3), abs=1e-6) and len(found) > 2
+    for cell in json.loads((tmp_path / "out" / "report.json").read_text())["cells"]:
+        # not one class instead of another: all are as likely as each other
+        assert cell["nll_calibrated"] == pytest.approx(np.log(3), abs=1e-6)
     assert "reinforced examples end before k = 1: of 8 sequences of class x" in ended.stderr
     assert "too few different cells for a rank correlation" in ended.stdout
+
+
+@pytest.mark.parametrize("arms", [("true", "flipped"), ("flipped",)], ids=str)
+def test_a_probe_without_examples(monkeypatch, tmp_path, arms):
+    write_table(tmp_path / "data.csv")
+    planted(monkeypatch, constant(np.zeros(16)))
+    ended = small(tmp_path / "data.csv", tmp_path / "out", "--shots", 0, "--arms", *arms)
+    assert ended.exit_code == 0, ended.output
+    assert accuracies(tmp_path / "out", "true") == ({0: pytest.approx(1 / 3)} if "true" in arms else {})
+    assert accuracies(tmp_path / "out", "flipped") == {}
+
+
+def test_an_arm_of_which_nothing_fits_is_left_out(no_plots, monkeypatch, tmp_path):
+    write_table(tmp_path / "data.csv")
+    planted(monkeypatch, constant(np.zeros(16), context=120))
+    given = (tmp_path / "data.csv", tmp_path / "out", "--shots", 1, "--arms", "true", "reverse-complement")
+    ended = small(*given)
+    assert ended.exit_code == 0, ended.output
+    assert set(accuracies(tmp_path / "out", "true")) == {1}
+    assert accuracies(tmp_path / "out", "reverse-complement") == {}
+    assert "2 arms of up to 1 examples a class" in small(*given, "--dry-run").stdout
+    alone = small(*given[:-2], "reverse-complement", "--dry-run")
+    assert alone.exit_code == 3 and "an example of each of 3 classes on both strands" in alone.stderr, alone.output
 
 
 def test_bad_input_is_told_in_one_line(folder, data, tmp_path):

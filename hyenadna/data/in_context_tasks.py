@@ -139,7 +139,11 @@ class WordTask:
 
 
 class BitsTask:
-    """Strings of eight bits and a random `program`; the two bases that stand for 0 and 1 are the prompt's own."""
+    """Strings of eight bits and a random `program`; the two bases that stand for 0 and 1 are the prompt's own.
+
+    There are few programs, so that training meets them all: which there are can be learnt by heart, but which one of
+    them a prompt has, and so any label, only its examples tell.
+    """
 
     def __init__(self) -> None:
         self.name, self.classes, self.longest = "synthetic/bits", 2, BITS

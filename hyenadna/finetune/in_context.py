@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hyenadna import __version__
+from hyenadna.data.duplicates import distinct
 from hyenadna.data.in_context_tasks import SYNTHETIC, InContextTask, RowsTask
 from hyenadna.data.label_split import carve
 from hyenadna.data.splits import PARTS, Part
@@ -252,6 +253,7 @@ def _task(
     found: dict[Part, InContextTask] = {}
     for part in PARTS:
         rows = split.part(part)
+        rows = rows.take(distinct(rows.sequences))  # a copy in the prompt would give a label away
         assert rows.labels is not None
         for row in zip(rows.sequences, rows.labels, strict=True):
             digest.update("\t".join((part, *row)).encode() + b"\n")

@@ -7,7 +7,8 @@ flipped             each class called by the next one's word, the last by the fi
 unlabelled          sequences alone (unsupervised in-context learning of Agarwal et al. 2024, section 3.2)
 reverse-complement  each example twice, on either strand
 reinforced          sequences that the model labels itself, behind the prompt so far, of which those become examples
-                    whose answer is confirmed (section 3.1; here by the true class, where theirs is a worked solution)
+                    whose answer is confirmed (section 3.1; here by the true class, as their worked solutions are by
+                    the true result: so it needs labels as the others do, and says what a check by them is worth)
 matched             as many examples with true classes, answered right or not, out of the same candidates and of the
                     same confidence: what reinforced examples gain over these is not that they are easy ones
 
@@ -68,7 +69,8 @@ def examples_of(arm: str, task: ProbeTask, rows: NDArray[np.int64], seed: int) -
     seed : int
         Of the order of shuffled labels and of copies.
     """
-    random = np.random.default_rng((seed, 2, len(rows)))
+    # by the rows too: were blocks of one length dealt alike, labels of two classes would be all true or all flipped
+    random = np.random.default_rng((seed, 2, *rows.tolist()))
     tokens = [encode(task.sequences[row], task.n_token) for row in rows]
     labels: list[int | None] = task.labels[rows].tolist()
     match arm:
@@ -111,6 +113,9 @@ def reinforced(
     for before, k in zip((0, *shots), shots, strict=False):
         number = max(_FEWEST, CANDIDATES * (k - before))
         candidates = np.concatenate([rows[first : first + number] for rows in order])
+        # longer ones than any query might not fit behind the prompt
+        left = context_of(model) - prompts["reinforced"].length - _behind(task) + task.longest_query
+        candidates = candidates[[len(task.sequences[row]) <= left for row in candidates.tolist()]]
         first += number
         chosen = _chosen(prompts["reinforced"], task, candidates, k - before)
         if isinstance(chosen, str):
@@ -147,9 +152,11 @@ def _chosen(prompt: GrowingPrompt, task: ProbeTask, candidates: NDArray[np.int64
         # in the order of the seed, not the most confident ones first
         some = np.flatnonzero(right & (labels == c))[:wanted]
         others = np.setdiff1d(np.flatnonzero(labels == c), some)
-        if min(len(some), len(others)) < wanted:
+        if len(some) < wanted:
             asked = len(some) + len(others)
             return f"of {asked} sequences of class {name}, {len(some)} were answered right; wanted were {wanted}"
+        if len(others) < wanted:
+            return f"class {name} has {len(others)} further sequences to compare with; wanted were {wanted}"
         confirmed.append(some)
         matched.append(others[_nearest(confidence[some], confidence[others])])
     found = {"reinforced": np.concatenate(confirmed), "matched": np.concatenate(matched)}

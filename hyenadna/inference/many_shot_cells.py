@@ -21,7 +21,6 @@ from hyenadna.inference.many_shot_arms import Ended, Step
 
 NONE = "none"
 """The arm of what is asked without any example, which all others begin at."""
-_DECIMALS = 6
 
 
 class Key(NamedTuple):
@@ -44,15 +43,11 @@ class Cell:
 
     @classmethod
     def of(cls, step: Step, seed: int) -> "Cell":
-        """A step, its numbers rounded as the file holds them: resumed or not, all that is made of it is the same."""
-        said = step.answers
-        rounded = said._replace(
-            log_likelihoods=np.round(said.log_likelihoods, _DECIMALS), prior=np.round(said.prior, _DECIMALS + 3)
-        )
-        return cls(Key(step.arm, seed, step.shots), rounded, step.about)
+        """What a step of a seed answered."""
+        return cls(Key(step.arm, seed, step.shots), step.answers, step.about)
 
     def line(self) -> str:
-        """One line of JSON."""
+        """One line of JSON; no number is rounded, so that resumed or not, all that is made of it is the same."""
         said = self.answers
         return json.dumps(
             {

@@ -29,7 +29,8 @@ class ProbeConfig(DataConfig):
     arms: tuple[Arm, ...] = ARMS
     """What examples say: true labels; shuffled among the examples; flipped, each class called by the next one's word,
     which is then the right answer; unlabelled, sequences alone; reverse-complement, each example on both strands;
-    reinforced, examples that the model itself labels right, beside as many with true labels of the same confidence."""
+    reinforced, examples that the model itself labels right, checked by their true labels, beside as many others with
+    true labels of the same confidence."""
     shots: tuple[int, ...] = ()
     """Examples of each class. Default: 0, 1, 2, 4 and so on up to what context and data hold."""
     layout: Literal["suited", "published"] = "suited"
@@ -50,7 +51,8 @@ class ProbeConfig(DataConfig):
     max_length: int | None = None
     """Cut longer sequences to so many bases around their middle. Default: none is cut."""
     split_by: Literal["auto", "group", "cluster", "row"] = "auto"
-    """What stays together where the data have no test part: as in `hyena finetune`."""
+    """What stays together where the data have no test part: as in `hyena finetune`. Training rows that are nearly a
+    query are never shown, whoever made the parts, but with row they are."""
     test_share: float = 0.2
     """Share of the rows that is asked from, where the data have no test part."""
     batch_tokens: int | None = None

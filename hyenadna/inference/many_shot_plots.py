@@ -32,11 +32,13 @@ def accuracy_by_shots(
     chance : float
         Accuracy of a guess.
     """
-    every = sorted({k for curve in (*arms.values(), *baselines.values()) for k in curve.by_shots})
+    every = sorted({k for curve in (*arms.values(), *baselines.values()) for k in curve.by_shots}) or [0]
     aside = np.linspace(-_ASIDE, _ASIDE, len(arms)) if len(arms) > 1 else np.zeros(1)
     looks = zip(arms.items(), (*SERIES, "0.35"), _MARKERS, aside, strict=False)
     for (name, curve), colour, marker, beside in looks:
         shots = sorted(curve.by_shots)
+        if not shots:  # of longer examples the context may not hold one
+            continue
         found = [curve.accuracy(k) for k in shots]
         value, low, high = (np.array([getattr(one, of) for one in found]) for of in ("value", "low", "high"))
         # side by side, or the intervals of arms that are alike would hide each other
@@ -45,7 +47,7 @@ def accuracy_by_shots(
             at, value, yerr=errors(value, low, high), fmt=f"{marker}-", color=colour, markersize=4, linewidth=1.2,
             elinewidth=0.8, label=name,
         )  # fmt: skip
-    for (name, curve), dashes in zip(baselines.items(), _DASHES, strict=True):
+    for (name, curve), dashes in zip(baselines.items(), _DASHES, strict=False):
         shots = sorted(curve.by_shots)
         values = [curve.accuracy(k).value for k in shots]
         ax.plot(shots, values, color="0.2", linewidth=1.2, dashes=dashes, label=name)

@@ -1,6 +1,7 @@
 """`hyena probe`: every cell of a many-shot probe, into a folder that the same command continues."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -63,7 +64,7 @@ class Plan:
         return {
             "base_sha256": base_sha256(self.model.state_dict()),
             "rows": self.task.sha256,
-            "layout": {"label_words": list(layout.label_words), "separator": layout.separator},
+            "layout": dataclasses.asdict(layout) | {"label_words": list(layout.label_words)},
             "context": context_of(self.model),
             "shots": list(self.config.shots) or "doubled",
         }
@@ -142,9 +143,10 @@ def dry_run(config: ProbeConfig, *, model: HyenaDNA | None = None) -> dict[str, 
     rate, memory = prompt.tokens_read / (time.perf_counter() - start), peak_memory()
     seconds = plan.tokens / rate
     shots = {arm: list(ks) for arm, ks in plan.shots.items()}
+    most = max(itertools.chain.from_iterable(shots.values()), default=0)
     text = (
         f"{len(plan.task.queries):,} queries of {len(plan.task.classes)} classes, {config.seeds} seeds, "
-        f"{len(shots)} arms of up to {max(map(max, shots.values())):,} examples a class: about {plan.tokens:,} tokens. "
+        f"{len(shots)} arms of up to {most:,} examples a class: about {plan.tokens:,} tokens. "
         f"At {quantity(rate)}nt/s: {duration(seconds)}, and {quantity(memory)}B of memory so far. Nothing was written"
     )
     return {

@@ -6,15 +6,14 @@ by each seed, as many of each class, and prompts of one seed are nested: that of
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenadna.data.alphabet import reverse_complement
 from hyenadna.data.dinucleotides import shuffled
+from hyenadna.data.duplicates import distinct, duplicated
 from hyenadna.data.label_kinds import kind_of
 from hyenadna.data.label_split import carve
 from hyenadna.data.labelled import LabelledSequences
@@ -137,7 +136,7 @@ def read_task(config: ProbeConfig, model: HyenaConfig) -> ProbeTask:
     train, test = (_cut(part, config.max_length, notes) for part in (train, test))
     random = np.random.default_rng(config.seed)
     asked = _drawn(test, classes, config.queries, random)
-    shown = _others(train, asked, notes)
+    shown = _others(train, asked, notes, near=config.split_by != "row")
     assert asked.labels is not None and shown.labels is not None
     if lacking := [name for name in classes if name not in shown.labels]:
         raise InputError(f"{data.source}: no row of class {lacking[0]} is left to show, once the queries are drawn")
@@ -169,11 +168,12 @@ def shots_of(config: ProbeConfig, task: ProbeTask, model: HyenaDNA) -> dict[str,
         copies, labelled = kinds.get(arm, (1, True))
         held[arm] = task.holds(context, seeds, copies=copies, labelled=labelled)
     holds = task.holds(context, seeds)
-    if holds < 1:
+    if min(holds, max(held.values())) < 1:
+        strands = " on both strands" if holds else ""
         raise SequenceTooLong(
-            f"an example of each of {len(task.classes)} classes and a query of up to {task.longest_query:,} bases do "
-            f"not fit into this model's context of {context:,}: cut the sequences by --max-length, or take a model "
-            "with a longer context"
+            f"an example of each of {len(task.classes)} classes{strands} and a query of up to {task.longest_query:,} "
+            f"bases do not fit into this model's context of {context:,}: cut the sequences by --max-length, or take a "
+            "model with a longer context"
         )
     enough = holds < task.most_shots
     notice(
@@ -245,22 +245,15 @@ def _cut(data: LabelledSequences, longest: int | None, notes: list[str]) -> Labe
     return dataclasses.replace(data, sequences=tuple(cut))
 
 
-def _either_strand(sequence: str) -> str:
-    return min(sequence, reverse_complement(sequence))
-
-
 def _drawn(
     test: LabelledSequences, classes: Sequence[str], wanted: int, random: np.random.Generator
 ) -> LabelledSequences:
     """Different rows of the test part, as many of each class as there are, in any order."""
     assert test.labels is not None
     of_class: dict[str, list[int]] = {name: [] for name in classes}
-    seen = set()
-    for row in random.permutation(len(test)).tolist():
-        key = _either_strand(test.sequences[row])
-        if key not in seen:
-            seen.add(key)
-            of_class[test.labels[row]].append(row)
+    order = random.permutation(len(test))
+    for row in order[distinct([test.sequences[row] for row in order])].tolist():
+        of_class[test.labels[row]].append(row)
     share = max(1, wanted // len(classes))
     rows = [row for found in of_class.values() for row in found[:share]]
     if len(rows) < share * len(classes):
@@ -269,21 +262,20 @@ def _drawn(
     return test.take(random.permutation(rows))
 
 
-def _others(train: LabelledSequences, asked: LabelledSequences, notes: list[str]) -> LabelledSequences:
-    """The rows that are no query, on neither strand, each sequence once."""
-    queries = set(map(_either_strand, asked.sequences))
-    seen, rows, left = set(queries), [], Counter[str]()
-    for row, sequence in enumerate(train.sequences):
-        key = _either_strand(sequence)
-        if key in seen:
-            left["queries" if key in queries else "repeated"] += 1
-        else:
-            seen.add(key)
-            rows.append(row)
-    for what, number in sorted(left.items()):
-        why = "are queries too" if what == "queries" else "stand there before"
-        notes.append(f"{number:,} of {len(train):,} training rows are never shown: they {why}, on either strand")
-    return train.take(rows)
+def _others(train: LabelledSequences, asked: LabelledSequences, notes: list[str], *, near: bool) -> LabelledSequences:
+    """The rows that are no query, and not nearly one, on neither strand; each sequence once."""
+    copies = duplicated(asked.sequences, train.sequences)
+    exact, nearly = copies.exact | copies.reverse_complement, copies.near & near
+    others = np.flatnonzero(~exact & ~nearly)
+    kept = others[distinct([train.sequences[row] for row in others])]
+    for number, why in (
+        (int(exact.sum()), "are queries too"),
+        (int(nearly.sum()), "are nearly queries"),
+        (len(others) - len(kept), "stand there before"),
+    ):
+        if number:
+            notes.append(f"{number:,} of {len(train):,} training rows are never shown: they {why}, on either strand")
+    return train.take(kept)
 
 
 def _numbers(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
