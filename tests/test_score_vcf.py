@@ -78,6 +78,18 @@ def test_by_hand(tmp_path):
     ]
 
 
+def test_a_table_passes_on_what_is_no_utf_8(tmp_path):
+    write_fasta(tmp_path / "ref.fa")
+    made = line(700).encode().replace(b"rs700", b"rs\xe9")
+    odd = line(800, "C", "C").encode().split(b"\t")
+    odd[4] = b"C\xe9"
+    (tmp_path / "in.vcf").write_bytes(HEADER.encode() + made + b"\t".join(odd))
+    run(configured(tmp_path, out=str(tmp_path / "out.tsv")))
+    rows = (tmp_path / "out.tsv").read_bytes().splitlines()[2:]
+    assert [row.split(b"\t")[2] for row in rows] == [b"rs\xe9", b"rs800"]
+    assert rows[1].split(b"\t")[4:6] == [b"C\xe9", b"."]
+
+
 def test_as_a_table(tmp_path, capsys):
     write_fasta(tmp_path / "ref.fa")
     one = bases()["1"]

@@ -105,9 +105,11 @@ class TsvLines:
     def record(self, record: Record, values: Sequence[Sequence[str]]) -> bytes:
         """The rows of a record."""
         contig, position, name = record.line.split(b"\t", 3)[:3]
-        before = b"\t".join((contig, position, name, record.ref.encode()))
-        rows = zip(record.alts, values, strict=True)
-        return b"".join(b"%s\t%s\n" % (before, "\t".join((alt, *some)).encode()) for alt, some in rows)
+        rows = (f"{record.ref}\t{alt}\t" + "\t".join(some) for alt, some in zip(record.alts, values, strict=True))
+        # what is not UTF-8 passes through as it is
+        return b"".join(
+            b"\t".join((contig, position, name, row.encode("utf-8", "surrogateescape"))) + b"\n" for row in rows
+        )
 
 
 def model_line(about: Mapping[str, str | int]) -> str:
