@@ -54,7 +54,9 @@ def test_a_hub_id_is_fetched_with_the_files_that_are_needed(saved, model, monkey
     assert same_weights(loaded, model)
     assert asked["repo_id"] == "LongSafari/hyenadna-tiny-1k-seqlen-hf"
     assert asked["revision"] == "abc" and asked["local_files_only"]
-    assert {"config.json", "*.safetensors", "weights.ckpt", "probe.json"} <= set(asked["allow_patterns"])
+    assert {"config.json", "*.safetensors", "weights.ckpt", "probe.json", "variants.json"} <= set(
+        asked["allow_patterns"]
+    )
     assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in asked["allow_patterns"])
 
 

@@ -4,10 +4,19 @@ import gzip
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyenadna.data.intervals import Interval, Region, check_contig, kept_contigs, merge, read_bed, subtract
+from hyenadna.data.intervals import (
+    Interval,
+    Region,
+    check_contig,
+    kept_contigs,
+    merge,
+    parse_region,
+    read_bed,
+    subtract,
+)
 from hyenadna.errors import InputError, IntervalError, UsageError
 
 LENGTHS = {"chr1": 100, "chr2": 50, "chrM": 16}
@@ -64,6 +73,77 @@ def test_bed_round_trip(tmp_path_factory, rows, end, gzipped):
         Region(Interval(contig, start, start + n), name, "+" if name else "") for contig, start, n, name in rows
     ]
     assert read_bed(path, LENGTHS) == expected
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=20),
+            st.lists(
+                st.one_of(
+                    st.sampled_from([b"chr1", b"track", b"#", b"", b"+", b" "]),
+                    st.integers(-2, 120).map(b"%d".__mod__),
+                    st.sampled_from(["1_0", "\u0663", "9" * 5000, "1e1", "\xa05"]).map(str.encode),
+                ),
+                max_size=7,
+            ).map(b"\t".join),
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_any_bytes_are_regions_or_an_interval_error(tmp_path_factory, lines, gzipped):
+    path = tmp_path_factory.mktemp("bed") / "a.bed"
+    text = b"\n".join(lines)
+    path.write_bytes(gzip.compress(text) if gzipped else text)
+    try:
+        regions = read_bed(path, LENGTHS)
+    except IntervalError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)
+        return
+    for region in regions:
+        contig, start, end = region.interval.contig, region.interval.start, region.interval.end
+        assert 0 <= start < end <= LENGTHS[contig]
+        assert f"{start}".encode() in text and f"{end}".encode() in text
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=60))
+def test_any_file_is_a_bed_file_or_an_interval_error(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("bed") / "a.bed"
+    for start in (b"", b"\x1f\x8b"):
+        path.write_bytes(start + data)
+        with pytest.raises(IntervalError):
+            read_bed(path, LENGTHS)
+
+
+@given(interval)
+def test_a_region_is_what_an_interval_is_written_as(given):
+    assert parse_region(str(given)) == given
+    assert parse_region(f"HLA-A*01:01:{given.start + 1}-{given.end}") == Interval("HLA-A*01:01", given.start, given.end)
+
+
+def test_a_contig_alone_is_all_of_it():
+    assert parse_region("chr20") == Interval("chr20", 0, 2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("chr1:5", r"'chr1:5' is no region; a region is contig:first-last, counted from 1"),
+        ("chr1:5-", r"'chr1:5-' is no region"),
+        ("chr1:-5-9", r"'chr1:-5-9' is no region"),
+        (":5-9", r"':5-9' is no region"),
+        ("chr 1:5-9", r"'chr 1:5-9' is no region"),
+        ("", r"'' is no region"),
+        ("chr1:" + "9" * 5000 + "-5", r"is no region"),
+        ("chr1:0-5", r"'chr1:0-5' begins at 0 and ends at 5; a region is contig:first-last"),
+        ("chr1:1,000-999", r"begins at 1000 and ends at 999"),
+    ],
+)
+def test_what_is_no_region(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_region(text)
 
 
 def test_bed_with_spaces(tmp_path):

@@ -21,9 +21,10 @@ from hyenadna.errors import InputError, UsageError, WriteError
 from hyenadna.finetune import predict as module
 from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.predict import Predictor, predict
-from hyenadna.finetune.prediction_file import PredictionFile, PredictionLines
+from hyenadna.finetune.prediction_file import PredictionLines
 from hyenadna.finetune.sequence_model import SequenceModel
 from hyenadna.finetune.task import Task
+from hyenadna.inference.line_file import LineFile
 from hyenadna.inference.long_windows import long_windows
 
 TASKS = {
@@ -185,7 +186,7 @@ def small_chunks(monkeypatch):
 
 def write(path, model, pairs=SEQUENCES, *, as_json=False, about=ABOUT, overwrite=False):
     lines = PredictionLines(model.task, as_json=as_json)
-    return predict(Predictor(model), iter(pairs), PredictionFile(path, lines, about, overwrite=overwrite))
+    return predict(Predictor(model), iter(pairs), LineFile(path, lines, about, overwrite=overwrite))
 
 
 def _predict_and_die(path, model, as_json, after):
@@ -238,7 +239,7 @@ def test_only_the_same_job_is_continued(models, tmp_path, small_chunks):
             write(path, model, about=about, as_json=as_json)
     with pytest.raises(InputError, match=r"partial holds 's1' in row 2, where the input has 's2'"):
         write(path, model, [SEQUENCES[0], *SEQUENCES[2:]])
-    with pytest.raises(InputError, match="partial holds more sequences than the input's 3"):
+    with pytest.raises(InputError, match="partial holds more than the 3 rows that the input gives"):
         write(path, model, [*SEQUENCES[:2], ("s2", "ACG" * 100)])
     assert partial.read_bytes() == left
     assert write(path, model, about=ABOUT | {"command": "hyena predict --threads 7"}) == len(SEQUENCES)
@@ -251,7 +252,7 @@ def test_only_the_same_job_is_continued(models, tmp_path, small_chunks):
 
 
 def test_nobody_else_writes_it_meanwhile(models, tmp_path):
-    first = PredictionFile(tmp_path / "a.tsv", PredictionLines(TASKS["binary"]), ABOUT)
+    first = LineFile(tmp_path / "a.tsv", PredictionLines(TASKS["binary"]), ABOUT)
     with first, pytest.raises(UsageError, match=r"a\.tsv\.partial is being written by another process"):
         write(tmp_path / "a.tsv", models["binary"], overwrite=True)
     write(tmp_path / "a.tsv", models["binary"])
@@ -259,7 +260,7 @@ def test_nobody_else_writes_it_meanwhile(models, tmp_path):
 
 def test_a_full_disk(models, tmp_path, small_chunks, monkeypatch):
     path, model = tmp_path / "a.tsv", models["binary"]
-    file, written = PredictionFile(path, PredictionLines(model.task), ABOUT), []
+    file, written = LineFile(path, PredictionLines(model.task), ABOUT), []
 
     class Full(io.BytesIO):
         def write(self, text):
@@ -269,7 +270,7 @@ def test_a_full_disk(models, tmp_path, small_chunks, monkeypatch):
     monkeypatch.setattr(file, "_file", Full())
     monkeypatch.setattr(file, "_reading", False)
     with pytest.raises(
-        WriteError, match=r"a\.tsv\.partial could not be written: No space left on device; what was pre"
+        WriteError, match=r"a\.tsv\.partial could not be written: No space left on device; what was wri"
     ):
         predict(Predictor(model), iter(SEQUENCES), file)
     assert written and not path.exists()

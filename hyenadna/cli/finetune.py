@@ -20,7 +20,7 @@ def finetune(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a model to labelled sequences, and measure it on a test part. Example: hyena finetune my.csv --method lora"""
-    from hyenadna.finetune import diversity, plan
+    from hyenadna.finetune import diversity, in_context, plan
     from hyenadna.finetune import finetune as command
 
     if config.objective == "diversity":
@@ -28,6 +28,11 @@ def finetune(
             result = diversity.dry_run(config, overwrite=overwrite)
         else:
             result = diversity.finetune(config, overwrite=overwrite).result()
+    elif config.objective == "in-context":
+        if dry_run:
+            result = in_context.dry_run(config, overwrite=overwrite)
+        else:
+            result = in_context.finetune(config, overwrite=overwrite).result()
     elif dry_run:
         result = plan.dry_run(config, overwrite=overwrite)
     else:

@@ -26,7 +26,10 @@ VERBS = {
     "finetune": "hyenadna.cli.finetune:finetune",
     "predict": "hyenadna.cli.predict:predict",
     "embed": "hyenadna.cli.embed:embed",
+    "likelihood": "hyenadna.cli.likelihood:likelihood",
+    "score": "hyenadna.cli.score:score",
     "generate": "hyenadna.cli.generate:generate",
+    "probe": "hyenadna.cli.probe:probe",
     "quantize": "hyenadna.cli.quantize:quantize",
     "bench": "hyenadna.cli.bench:bench",
     "serve": "hyenadna.cli.serve:serve",
@@ -140,7 +143,7 @@ def _hyena(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """DNA language models at single-nucleotide resolution: pretrain, fine-tune, predict, generate, evaluate, serve.
+    """DNA language models at single-nucleotide resolution: pretrain, fine-tune, predict, score, generate, serve.
 
     Results go to stdout or to -o, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad input data,
     137 out of memory, 130 and 143 ended by SIGINT and SIGTERM.

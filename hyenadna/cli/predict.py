@@ -73,7 +73,8 @@ def predict(
     from hyenadna.data.sequence_files import stream
     from hyenadna.finetune.predict import Predictor
     from hyenadna.finetune.predict import predict as predict_stream
-    from hyenadna.finetune.prediction_file import PredictionFile, PredictionLines
+    from hyenadna.finetune.prediction_file import PredictionLines
+    from hyenadna.inference.line_file import LineFile
 
     as_trained = bool(description.get("training", {}).get("reverse_complement", False))
     predictor = Predictor(
@@ -86,7 +87,7 @@ def predict(
     sequences = stream(source, fasta=fasta, seq_col=seq_col, id_col=id_col)
     about = _settings(model, description, predictor) | about | {"command": shlex.join(["hyena", *sys.argv[1:]])}
     lines = PredictionLines(adapted.task, as_json=as_json)
-    number = predict_stream(predictor, sequences, PredictionFile(path, lines, about, overwrite=overwrite))
+    number = predict_stream(predictor, sequences, LineFile(path, lines, about, overwrite=overwrite))
     notice(f"{number:,} sequences" + ("" if path is None else f": their predictions are in {path}"))
 
 
@@ -126,7 +127,12 @@ def _adapted(model: str, base: str | None, device: str, threads: int | None) -> 
     keep_freed_memory()
     place = torch_device(device)
     network = None if base is None else HyenaDNA.from_pretrained(base, device=place)
-    return load(model, base=network, device=place)
+    adapted = load(model, base=network, device=place)
+    if adapted.adaptation.read_out == "next-token":
+        raise CheckpointError(
+            f"{model} was tuned in context: it predicts by the examples of a prompt; hyena probe DATA -m {model}"
+        )
+    return adapted
 
 
 def _settings(model: str, description: dict[str, Any], predictor: "Predictor") -> dict[str, Any]:

@@ -10,8 +10,10 @@ from typing import IO, Literal, cast
 from hyenadna.errors import FastaError
 
 Compression = Literal["plain", "gzip", "bgzf"]
+FIRST_BYTES = 18
+"""What `by_first_bytes` needs to see."""
 # the empty block that ends every whole BGZF file (SAM specification, 4.1.2)
-_BGZF_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 def compression(path: Path) -> Compression:
@@ -22,15 +24,20 @@ def compression(path: Path) -> Compression:
     FastaError              the file cannot be read, or is a BGZF file without its last block
     """
     with _readable(path), path.open("rb") as file:
-        head = file.read(18)
-        if head[:2] != b"\x1f\x8b":
-            return "plain"
-        if not (len(head) == 18 and head[3] & 4 and head[12:14] == b"BC"):
-            return "gzip"
-        file.seek(-min(len(_BGZF_EOF), path.stat().st_size), 2)
-        if file.read() != _BGZF_EOF:
-            raise FastaError(f"{path} is truncated: it lacks the block that ends a BGZF file; fetch or write it again")
-        return "bgzf"
+        if (found := by_first_bytes(file.read(FIRST_BYTES))) == "bgzf":
+            file.seek(-min(len(BGZF_END), path.stat().st_size), 2)
+            if file.read() != BGZF_END:
+                raise FastaError(
+                    f"{path} is truncated: it lacks the block that ends a BGZF file; fetch or write it again"
+                )
+        return found
+
+
+def by_first_bytes(head: bytes) -> Compression:
+    """How a stream is compressed, by the 18 bytes (or fewer, of a shorter one) that it begins with."""
+    if head[:2] != b"\x1f\x8b":
+        return "plain"
+    return "bgzf" if len(head) >= 18 and head[3] & 4 and head[12:14] == b"BC" else "gzip"
 
 
 @contextmanager

@@ -82,6 +82,20 @@ def duplicated(train: Sequence[str], test: Sequence[str]) -> Duplicates:
     return Duplicates(exact, other, near)
 
 
+def distinct(sequences: Sequence[str]) -> NDArray[np.int64]:
+    """Places of the sequences that none before them repeats, on either strand: (m,), ascending.
+
+    Examples
+    --------
+    >>> distinct(["AACCG", "GATTACA", "CGGTT", "AACCG", "ACGTA"]).tolist()
+    [0, 1, 4]
+    """
+    first: dict[str, int] = {}
+    for place, sequence in enumerate(sequences):
+        first.setdefault(min(sequence, reverse_complement(sequence)), place)
+    return np.array([*first.values()], dtype=np.int64)
+
+
 def clusters(sequences: Sequence[str]) -> NDArray[np.int64]:
     """Number of the cluster of each sequence: (n,), from 0 in the order in which clusters first appear.
 

@@ -4,11 +4,14 @@ import dataclasses
 import gzip
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hyenadna.errors import InputError, IntervalError, UsageError
+
+MAX_POSITION = (1 << 31) - 1
+"""The last base that BCF and the indexes of htslib can name, counted from 1."""
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -78,6 +81,30 @@ def subtract(interval: Interval, holes: Iterable[Interval]) -> list[Interval]:
     return remaining
 
 
+def parse_region(text: str) -> Interval:
+    """The stretch that 'contig:first-last' names, 1-based and inclusive as `str(Interval)` writes it.
+
+    A contig alone is all of it: up to the largest number that an index can hold, because its length is not known here.
+
+    Raises
+    ------
+    UsageError              the text is neither of the two, or the last base comes before the first
+
+    Examples
+    --------
+    >>> parse_region("20:1,000,001-1,001,024")
+    Interval(contig='20', start=1000000, end=1001024)
+    """
+    form = "a region is contig:first-last, counted from 1 with the last base included, or a contig alone"
+    if not (match := re.fullmatch(r"([^\s:]+)|(\S+):([0-9][0-9,]{0,18})-([0-9][0-9,]{0,18})", text)):
+        raise UsageError(f"{text!r} is no region; {form}: 20:1,000,001-1,001,024")
+    whole, contig, *numbers = match.groups()
+    first, last = (1, MAX_POSITION) if whole else (int(number.replace(",", "")) for number in numbers)
+    if not 1 <= first <= last:
+        raise UsageError(f"{text!r} begins at {first} and ends at {last}; {form}")
+    return Interval(whole or contig, first - 1, last)
+
+
 def read_bed(path: Path, lengths: Mapping[str, int]) -> list[Region]:
     """The regions of a BED file, plain or gzip, in its order.
 
@@ -125,7 +152,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _region(columns: list[str], place: str, lengths: Mapping[str, int]) -> Region:
     try:
-        contig, start, end = columns[0], int(columns[1]), int(columns[2])
+        contig, start, end = columns[0], _position(columns[1]), _position(columns[2])
     except (IndexError, ValueError) as error:
         raise IntervalError(
             f"{place} is no BED line: {' '.join(columns)[:80]!r}; it must be contig, start and end, separated by tabs"
@@ -143,6 +170,12 @@ def _region(columns: list[str], place: str, lengths: Mapping[str, int]) -> Regio
     return Region(Interval(contig, start, end), *(columns[at] if len(columns) > at else "" for at in (3, 5)))
 
 
+def _position(text: str) -> int:
+    if not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text):  # int() also takes 1_000 and the digits of other scripts
+        raise ValueError(text)
+    return int(text)
+
+
 def check_contig(contig: str, lengths: Mapping[str, int]) -> None:
     """Raise IntervalError with a hint if there is no such contig."""
     if contig not in lengths:
@@ -154,8 +187,12 @@ def _hint(contig: str, lengths: Mapping[str, int]) -> str:
     for other in (bare, f"chr{bare}", {"M": "MT", "MT": "chrM"}.get(bare, bare)):
         if other in lengths:
             return f"it calls that one {other!r}: rename one of the two"
-    names = list(lengths)
-    return f"it has {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"it has {listed(list(lengths))}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first eight names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 _LEFT_OUT = {

@@ -5,11 +5,11 @@ import io
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast
 
-from hyenadna.data.compressed import compression
+from hyenadna.data.compressed import BGZF_END, FIRST_BYTES, by_first_bytes, compression
 from hyenadna.data.fasta import FOREIGN
 from hyenadna.errors import InputError
 
@@ -25,8 +25,16 @@ _LONGEST_HEAD = 1 << 20
 
 
 @contextmanager
-def opened(source: str) -> Iterator[IO[bytes]]:
+def opened(source: str, wanted: str = "a table, FASTA or BED file") -> Iterator[IO[bytes]]:
     """The decompressed bytes of a file or named pipe, or of standard input for '-'; gzip is known by its first bytes.
+
+    Failures of what the caller does with them, such as writing to a pipe that was closed, stay what they are.
+
+    Parameters
+    ----------
+    source : str
+    wanted : str
+        What messages tell the user to give.
 
     Raises
     ------
@@ -34,16 +42,27 @@ def opened(source: str) -> Iterator[IO[bytes]]:
     """
     path = Path(source)
     if source != "-" and not path.exists():
-        raise InputError(f"there is no file {source}; give a table, FASTA or BED file, or - for standard input")
+        raise InputError(f"there is no file {source}; give {wanted}, or - for standard input")
     if source != "-" and path.is_dir():
-        raise InputError(f"{source} is a folder; give a table, FASTA or BED file, or - for standard input")
+        raise InputError(f"{source} is a folder; give {wanted}, or - for standard input")
+    with ExitStack() as files:
+        with _told(source):
+            raw = sys.stdin.buffer if source == "-" else files.enter_context(path.open("rb"))
+            if source != "-" and path.is_file():
+                compression(path)  # tells at once of BGZF that was cut between two of its blocks
+            head = raw.read(FIRST_BYTES)
+        stream, compressed = rejoined(head, raw), by_first_bytes(head)
+        if compressed == "bgzf":
+            stream = io.BufferedReader(_WholeBgzf(stream), 1 << 20)
+        plain = stream if compressed == "plain" else cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+        yield io.BufferedReader(_Told(plain, source), 1 << 20)
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """Turn what goes wrong while `source` is read into an InputError."""
     try:
-        if path.is_file():
-            compression(path)  # notices BGZF that was cut between two of its blocks
-        with nullcontext(sys.stdin.buffer) if source == "-" else path.open("rb") as raw:
-            head = raw.read(2)
-            stream = rejoined(head, raw)
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if head == b"\x1f\x8b" else stream
+        yield
     except EOFError as error:
         raise InputError(f"{named(source)} is truncated: its gzip stream ends too early; write it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -115,21 +134,58 @@ def rejoined(head: bytes, rest: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(_Rejoined(head, rest), 1 << 20)
 
 
-class _Rejoined(io.RawIOBase):
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self.head, self.rest = memoryview(head), rest
+class _Read1(io.RawIOBase):
+    """A stream made of chunks of other streams."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Fill `buffer` with what comes next; 0 at the end."""
-        # read1 gives what a pipe holds instead of waiting for a full buffer
-        chunk = self.head[: len(buffer)] or self._read(len(buffer))
-        self.head = self.head[len(buffer) :]
+        chunk = self.next_chunk(len(buffer))
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
-    def _read(self, size: int) -> bytes:
-        read = getattr(self.rest, "read1", self.rest.read)
-        return cast(bytes, read(size))
+    def next_chunk(self, size: int) -> bytes | memoryview:
+        """At most `size` bytes, empty at the end."""
+        raise NotImplementedError
+
+
+class _Rejoined(_Read1):
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self.head, self.rest = memoryview(head), rest
+
+    def next_chunk(self, size: int) -> bytes | memoryview:
+        """The rest of the head, then what the stream has."""
+        chunk, self.head = self.head[:size], self.head[size:]
+        return chunk or _read1(self.rest, size)
+
+
+class _WholeBgzf(_Read1):
+    """BGZF as it is: EOFError at its end if that was cut off between two blocks, where gzip notices nothing."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.last = stream, b""
+
+    def next_chunk(self, size: int) -> bytes:
+        """What the stream has."""
+        chunk = _read1(self.stream, size)
+        if not chunk and self.last != BGZF_END:
+            raise EOFError
+        self.last = (self.last + chunk[-len(BGZF_END) :])[-len(BGZF_END) :]
+        return chunk
+
+
+class _Told(_Read1):
+    def __init__(self, stream: IO[bytes], source: str) -> None:
+        self.stream, self.source = stream, source
+
+    def next_chunk(self, size: int) -> bytes:
+        """What the stream has; InputError if it cannot be read."""
+        with _told(self.source):
+            return _read1(self.stream, size)
+
+
+def _read1(stream: IO[bytes], size: int) -> bytes:
+    # read1 gives what a pipe holds instead of waiting for a full buffer
+    return cast(bytes, getattr(stream, "read1", stream.read)(size))

@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 from hyenadna.data.alphabet import IUPAC, reverse_complement
 from hyenadna.data.columns import id_column, sequence_column
 from hyenadna.data.fasta import parse_records
-from hyenadna.data.intervals import parse_bed
+from hyenadna.data.intervals import Region, parse_bed
 from hyenadna.data.opened import Format, beginning, format_of, named, opened, text_lines
 from hyenadna.data.packed import packed
 from hyenadna.data.table_file import Table, table_of
@@ -155,15 +155,21 @@ def bed_regions(file: IO[bytes], source: str, fasta: Path) -> Iterator[BedSequen
     for region in parse_bed(lines, named(source), genome.lengths):
         contig, start, end = region.interval.contig, region.interval.start, region.interval.end
         coordinates = f"{contig}:{start + 1}-{end}"
-        if region.strand not in ("", ".", "+", "-"):
-            raise InputError(
-                f"{named(source)}: {coordinates} has the strand {region.strand!r} in its sixth column; "
-                "allowed are +, - and ."
-            )
+        check_strand(region, named(source))
         bases = genome.fetch(region.interval).tobytes().translate(_UPPER).decode()
         name = "" if region.name == "." else region.name
         sequence = reverse_complement(bases) if region.strand == "-" else bases
         yield BedSequence(name or coordinates, coordinates, name, contig, sequence)
+
+
+def check_strand(region: Region, source: str) -> None:
+    """Raise InputError if the sixth column of a BED line, in the file that messages call `source`, is no strand."""
+    if region.strand not in ("", ".", "+", "-"):
+        contig, start, end = region.interval.contig, region.interval.start, region.interval.end
+        raise InputError(
+            f"{source}: {contig}:{start + 1}-{end} has the strand {region.strand!r} in its sixth column; "
+            "allowed are +, - and ."
+        )
 
 
 def _rows(table: Table, seq_col: str | None, id_col: str | None) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from hyenadna.errors import UsageError
 
 Method = Literal["full", "head", "lora", "soft-prompt"]
 Pooling = Literal["mean", "max", "last", "attention", "positions"]
-ReadOut = Literal["head", "label-tokens"]
+ReadOut = Literal["head", "label-tokens", "next-token"]
 Projection = Literal["in_proj", "out_proj", "fc1", "fc2"]
 PROJECTIONS: tuple[Projection, ...] = ("in_proj", "out_proj", "fc1", "fc2")
 """The linear layers of a block: the two of its mixer, the two of its feed-forward layer, or of each of its experts."""
@@ -35,7 +35,8 @@ class Adaptation:
     """With pool positions: bases of the longest sequence (default: of the longest row)."""
     read_out: ReadOut = "head"
     """Whether a linear head answers, or the model's own logits of nucleotides that stand for the classes (A, N for two)
-    after the sequence's last base."""
+    after the sequence's last base. next-token, the model's own logits of all tokens at every position, is what
+    objective in-context reads."""
     lora_rank: int = 8
     """Rank of the weight updates of LoRA."""
     lora_alpha: float = 16.0
@@ -68,9 +69,9 @@ class Adaptation:
             raise UsageError(f"positions is {self.positions}; it must be at least 1, and goes with pool positions")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}; allowed are 0 up to but not including 1")
-        if self.read_out == "label-tokens" and (self.method == "head" or self._empty_prompt):
+        if self.read_out != "head" and (self.method == "head" or self._empty_prompt):
             raise UsageError(
-                f"with read_out label-tokens the method {self.method} has nothing to learn: "
+                f"with read_out {self.read_out} the method {self.method} has nothing to learn: "
                 "take read_out head, or a method that reaches into the model"
             )
 

@@ -10,6 +10,7 @@ from hyenadna.data.data_config import DataConfig, Kind
 from hyenadna.errors import UsageError
 from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.diversity_config import Objective
+from hyenadna.finetune.in_context_config import InContext
 
 _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
@@ -28,7 +29,7 @@ _ALLOWED: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(DataConfig, Adaptation, Objective):
+class FinetuneConfig(DataConfig, Adaptation, Objective, InContext):
     """A fine-tuning run. Fields that are None are set to what suits the method and the machine, and printed.
 
     Raises
@@ -98,7 +99,7 @@ class FinetuneConfig(DataConfig, Adaptation, Objective):
     """CPU threads (default: the CPUs that this process may use)."""
 
     def __post_init__(self) -> None:
-        for parent in (DataConfig, Adaptation, Objective):
+        for parent in (DataConfig, Adaptation, Objective, InContext):
             check = getattr(parent, "__post_init__", None)
             if check is not None:
                 check(self)
@@ -111,6 +112,15 @@ class FinetuneConfig(DataConfig, Adaptation, Objective):
                 value = getattr(self, name)
                 if value is not None and not (math.isfinite(value) and fits(value)):
                     raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
+        if self.objective == "in-context" and self.method == "head":
+            raise UsageError(
+                "--method head has nothing to learn with --objective in-context, where the model's own logits answer: "
+                "take full, lora or soft-prompt"
+            )
+        if self.read_out == "next-token":
+            raise UsageError(
+                "--read-out next-token has no labels: take --objective in-context, which reads so by itself"
+            )
         if self.valid_share + self.test_share >= 1:
             raise UsageError(
                 f"--valid-share {self.valid_share:g} and --test-share {self.test_share:g} leave no rows to train on"

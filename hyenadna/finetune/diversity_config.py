@@ -1,9 +1,10 @@
-"""What `hyena finetune` learns: labels that are given, or how differently the model itself would go on."""
+"""What `hyena finetune` learns: labels, how differently the model itself would go on, or to learn from examples."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
 from hyenadna.errors import UsageError
+from hyenadna.finetune.in_context_config import InContext
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,11 @@ class Objective:
     )  # fmt: skip
     """Fields of other classes that serve it too."""
 
-    objective: Literal["labels", "diversity"] = "labels"
-    """labels of sequences; or diversity, how much the model's own continuations of a context differ, from 0 to 1: a
+    objective: Literal["labels", "diversity", "in-context"] = "labels"
+    """labels of sequences; diversity, how much the model's own continuations of a context differ, from 0 to 1: a
     small head on its hidden states, which needs no labels, only a genome (FASTA or pack) as DATA (default: the bundled
-    E. coli genome), and by which hyena generate can choose the temperature."""
+    E. coli genome), and by which hyena generate can choose the temperature; or in-context, to answer by the labelled
+    examples of a prompt, which hyena probe asks for: tuned on prompts of other tasks than those."""
     contexts: int = 2000
     """With objective diversity: contexts to learn from and to be tested on, in all."""
     context_length: int = 512
@@ -44,10 +46,13 @@ class Objective:
             if getattr(self, name) < least[name]:
                 flag = name.replace("_", "-")
                 raise UsageError(f"--{flag} is {getattr(self, name)}; it must be at least {least[name]}")
-        labels = self.objective == "labels"
+        served = {
+            "diversity": (*self.ONLY_DIVERSITY, *self.BOTH),
+            "in-context": (*InContext.ONLY_IN_CONTEXT, *InContext.WITH_IN_CONTEXT),
+        }
         for field in dataclasses.fields(self):
-            own = field.name in self.ONLY_DIVERSITY
-            foreign = own if labels else not own and field.name not in self.BOTH
+            own = field.name in (*self.ONLY_DIVERSITY, *InContext.ONLY_IN_CONTEXT)
+            foreign = own if self.objective == "labels" else field.name not in served[self.objective]
             if foreign and getattr(self, field.name) != field.default:
                 raise UsageError(
                     f"--{field.name.replace('_', '-')} says nothing to --objective {self.objective}; leave it out"

@@ -86,7 +86,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, baselines_in: P
     keep_freed_memory()
     folder.check(config, overwrite=overwrite)
     plan = Plan.of(config)
-    with folder.locked(), _interruptible(folder.path):
+    with folder.locked(), interruptible(folder.path):
         folder.enter(config, overwrite=overwrite)
         write_json(folder.check_json, plan.check.to_json())
         runs = folder.runs(len(plan.splits), config.seeds)
@@ -111,7 +111,7 @@ def _run(plan: Plan, run: Run, name: str) -> tuple[TestRun, State]:
     if state is not None:
         trainer.restore(state)
     if predictions is None or state is None:
-        _train(trainer, run, origin, name)
+        fit(trainer, run, origin, name)
         predictions = _test(plan, run, trainer)
     train, _, test = plan.rows(run.split)
     assert test.labels is not None
@@ -120,7 +120,8 @@ def _run(plan: Plan, run: Run, name: str) -> tuple[TestRun, State]:
     return TestRun(run.split, plan.config.seed + run.seed, test, targets, predictions, copies), trainer.state
 
 
-def _train(trainer: Trainer, run: Run, origin: str, name: str) -> None:
+def fit(trainer: Trainer, run: Run, origin: str, name: str) -> None:
+    """Train all epochs that are not done yet, with progress; every one is saved in the run's folder."""
     cut_metrics(run.metrics, "epoch", trainer.state.epoch)
     if trainer.state.epoch:
         notice(f"{name}: continued after epoch {trainer.state.epoch}")
@@ -275,7 +276,7 @@ def _draw_curves(run: Run) -> None:
 
 
 @contextmanager
-def _interruptible(path: Path) -> Iterator[None]:
+def interruptible(path: Path) -> Iterator[None]:
     """Signals end the run at once: every file is whole or absent, so that the last epoch saved is what continues."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:

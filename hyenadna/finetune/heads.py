@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenadna.data.tokenizer import A, C, G, N, T
+from hyenadna.data.tokenizer import VOCABULARY, A, C, G, N, T
 from hyenadna.errors import InputError
 from hyenadna.finetune.adaptation import Pooling
+from hyenadna.finetune.task import Task
 
 LABEL_TOKENS: dict[int, tuple[int, ...]] = {2: (A, N), 3: (A, G, N), 4: (A, C, G, N), 5: (A, C, G, T, N)}
 """The tokens that stand for so many classes, in the order of the labels; two and three as in HyenaDNA's own code."""
+NEXT_TOKEN = Task("nucleotide", VOCABULARY)
+"""What a language model does: of every position, which token follows; its classes are in the order of their ids."""
 
 
 class Pool(nn.Module):
@@ -109,3 +112,15 @@ def label_tokens(kind: str, classes: int) -> tuple[int, ...]:
             f"{classes} outputs: take read_out head"
         )
     return LABEL_TOKENS[classes]
+
+
+def next_token(kind: str, labels: tuple[str, ...]) -> tuple[int, ...]:
+    """All tokens of the vocabulary.
+
+    Raises
+    ------
+    InputError              another task than `NEXT_TOKEN`
+    """
+    if (kind, labels) != (NEXT_TOKEN.kind, NEXT_TOKEN.labels):
+        raise InputError(f"read_out next-token tells the next token and has no labels; this task is {kind}")
+    return tuple(range(len(VOCABULARY)))

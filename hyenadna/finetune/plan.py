@@ -165,10 +165,8 @@ class Plan:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens that the device works on at once, less for wider and deeper models."""
-        model = self.base.config
-        device = torch_device(self.config.device).type
-        return max(1, round(_BATCH_TOKENS[device] * min(1.0, 256 / (model.d_model * len(model.layers)))))
+        """As `tokens_at_once`, on the device of the run."""
+        return tokens_at_once(self.base, torch_device(self.config.device).type)
 
     def describe(self, trainer: Trainer) -> str:
         """The run before it starts: rows, task, what to beware of, model and method, and the time that it takes."""
@@ -215,6 +213,12 @@ class Plan:
             f"{f' with a prompt of {prompt:,}' if prompt else ''} takes up to {model.longest:,}: shorten the sequences"
             f"{' or the prompt' if prompt else ''}, or take a model with a longer context by --model"
         )
+
+
+def tokens_at_once(model: HyenaDNA, device: str) -> int:
+    """Tokens that a kind of device works on at once, less for wider and deeper models."""
+    size = model.config.d_model * model.config.n_layer
+    return max(1, round(_BATCH_TOKENS[device] * min(1.0, 256 / size)))
 
 
 def dry_run(config: FinetuneConfig, *, overwrite: bool = False) -> dict[str, Any]:

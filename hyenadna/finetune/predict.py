@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hyenadna.errors import SequenceTooLong, UsageError
 from hyenadna.finetune.apply import apply
-from hyenadna.finetune.prediction_file import PredictionFile
 from hyenadna.finetune.sequence_model import SequenceModel
+from hyenadna.inference.line_file import LineFile
 from hyenadna.inference.long_windows import LongWindow, long_windows
 from hyenadna.inference.ragged import batches
 from hyenadna.inference.sequence_chunks import bases_between_writes, chunks
@@ -111,7 +111,7 @@ class Predictor:
         return values if self.model.task.kind == "nucleotide" else values[0]
 
 
-def predict(predictor: Predictor, source: Iterable[tuple[str, str]], file: PredictionFile) -> int:
+def predict(predictor: Predictor, source: Iterable[tuple[str, str]], file: LineFile[NDArray[np.float64]]) -> int:
     """Predict a stream of (id, sequence) into a file, in order and in flat memory; how many sequences there were.
 
     Raises

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hyenadna.errors import InputError, SequenceTooLong, UsageError
 from hyenadna.finetune.adaptation import Adaptation
-from hyenadna.finetune.heads import LinearHead, Pool, label_tokens, last
+from hyenadna.finetune.heads import LinearHead, Pool, label_tokens, last, next_token
 from hyenadna.finetune.lora import attach, held
 from hyenadna.finetune.soft_prompt import SoftPrompt
 from hyenadna.finetune.task import Task
@@ -27,7 +27,8 @@ class SequenceModel(nn.Module):
     logits at the sequence's last base of the nucleotides that stand for the classes: the language model is asked for
     the next token, and the prompt teaches it what to say. Nguyen et al. 2023 read this after
     `[sequence][SEP]`, and take the largest of all 16 logits. Departs from it: (1) no SEP, which our pretraining has in
-    its targets but never in its input; (2) only the classes' own logits compete.
+    its targets but never in its input; (2) only the classes' own logits compete. As `next-token`, the task is that of
+    the language model itself, the class of every position being the token that follows (`heads.NEXT_TOKEN`).
 
     Parameters
     ----------
@@ -60,8 +61,8 @@ class SequenceModel(nn.Module):
         self.label_tokens: tuple[int, ...] = ()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            if adaptation.read_out == "label-tokens":
-                self.label_tokens = label_tokens(task.kind, task.outputs)
+            if adaptation.read_out != "head":
+                self.label_tokens = _answering(task, adaptation)
             else:
                 if pooled and adaptation.pool == "positions" and adaptation.positions is None:
                     raise UsageError("pool positions needs the bases of the longest sequence as positions")
@@ -135,7 +136,7 @@ class SequenceModel(nn.Module):
 
     def pooled(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states (B, L, D) -> features: (B, F), or as they are for nucleotides."""
-        if self.label_tokens:
+        if self.adaptation.read_out == "label-tokens":
             return last(hidden, lengths.to(hidden.device))
         with torch.autocast(hidden.device.type, enabled=False):
             return hidden if self.pool is None else self.pool(hidden, lengths.to(hidden.device))
@@ -192,6 +193,13 @@ class SequenceModel(nn.Module):
         if self.adaptation.frozen:
             self.base.eval()
         return self
+
+
+def _answering(task: Task, adaptation: Adaptation) -> tuple[int, ...]:
+    """The tokens whose logits answer."""
+    if adaptation.read_out == "next-token":
+        return next_token(task.kind, task.labels)
+    return label_tokens(task.kind, task.outputs)
 
 
 def _short(name: str) -> str:

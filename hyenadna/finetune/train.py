@@ -343,13 +343,13 @@ class Trainer:
 
 def _adamw(learnt: dict[str, nn.Parameter], config: FinetuneConfig) -> torch.optim.AdamW:
     """AdamW over the head, the networks that generate filters, and everything else."""
-    assert config.lr and config.head_lr
+    assert config.lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in learnt.items():
         if _FILTER in name:
             rate, decay = min(config.lr, _FILTER_LR), 0.0
         elif name.startswith(_READ_OUT):
-            rate, decay = config.head_lr, config.weight_decay
+            rate, decay = config.head_lr or config.lr, config.weight_decay
         else:
             rate, decay = config.lr, 0.0 if config.method == "soft-prompt" else config.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)

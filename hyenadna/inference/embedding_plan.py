@@ -1,11 +1,12 @@
 """What embedding a file will take, before it is done."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hyenadna.inference.embed import Embedder
 from hyenadna.inference.sequence_chunks import chunks
@@ -38,7 +39,7 @@ def embedding_plan(
         longest = max(longest, int(chunk.lengths.max()))
         rows += sum(map(embedder.config.rows, chunk.lengths.tolist()))
     first = next(chunks(islice(again, 1 << 12), n_token=n_token, **embedder.chunk))
-    rate, memory = _rate(embedder, first.tokens), peak_memory()
+    rate, memory = bases_per_second(embedder, first.tokens), peak_memory()
     plan = {
         "sequences": sequences,
         "bases": bases,
@@ -58,13 +59,13 @@ def embedding_plan(
     return plan | {"text": text}
 
 
-def _rate(embedder: Embedder, sequences: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> float:
-    """Bases a second, over one sequence, then more and more until it takes some seconds."""
+def bases_per_second(read: Callable[[list[NDArray[np.uint8]]], object], sequences: list[NDArray[np.uint8]]) -> float:
+    """How fast sequences are read: the first of them, then more and more until it takes some seconds."""
     number = 1
     while True:
         some = sequences[:number]
         start = time.perf_counter()
-        embedder(some)
+        read(some)
         seconds = time.perf_counter() - start
         if number >= len(sequences) or seconds > _SECONDS / 2:
             return sum(map(len, some)) / seconds

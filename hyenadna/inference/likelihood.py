@@ -54,7 +54,7 @@ class Likelihood:
     @property
     def bits_per_base(self) -> float:
         """Code length over the bases scored, of both strands together; NaN if there is none."""
-        return -self.nats / self.scored / math.log(2) if self.scored else math.nan
+        return bits_per_base(self.nats, self.scored)
 
 
 def likelihoods(
@@ -101,6 +101,11 @@ def likelihoods(
 def context_of(model: HyenaDNA) -> int:
     """Bases that a model reads at once: two fewer than its filters have taps, as in the published models."""
     return max(1, model.config.filter_length - 2)
+
+
+def bits_per_base(nats: float, scored: float) -> float:
+    """The code length of so many bases of which ln p sums to `nats`; NaN of none."""
+    return -nats / scored / math.log(2) if scored else math.nan
 
 
 def in_reading_direction(

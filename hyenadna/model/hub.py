@@ -9,7 +9,10 @@ from hyenadna.errors import CheckpointError, HubError
 STARTER: Literal["starter"] = "starter"
 """Name of the model that comes with the package: tiny-1k, pretrained on human chr20; its card says more."""
 
-_FILES = ["config.json", "*.safetensors", "model.safetensors.index.json", "weights.ckpt", "probe.json", "split.json"]
+_FILES = [
+    "config.json", "*.safetensors", "model.safetensors.index.json", "weights.ckpt", "probe.json", "split.json",
+    "variants.json",
+]  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -1,0 +1,152 @@
+"""`hyena likelihood`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hyenadna.cli import options
+from hyenadna.errors import UsageError
+from hyenadna.progress import notice
+
+if TYPE_CHECKING:
+    from hyenadna.inference.likelihood_files import Placed
+    from hyenadna.inference.likelihood_stretches import LikelihoodReader
+
+Strand = Literal["forward", "reverse", "both"]
+Track = Literal["bedgraph"]
+
+_Out = Annotated[str, typer.Option("--out", "-o", help="File to write, or '-' for stdout.")]
+_Strand = Annotated[
+    Strand, typer.Option(help="Which strand is read, of the sequence as given; both: the mean of both log-likelihoods.")
+]
+_Track = Annotated[
+    Track | None,
+    typer.Option(
+        help="Write ln p of every base of a FASTA file, or of the regions of a BED file, instead of a line a sequence."
+    ),
+]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT, and drop what a stopped run left.")]
+_Json = Annotated[bool, typer.Option("--json", help="Lines of JSON instead of a TSV; the plan of --dry-run as JSON.")]
+
+
+def likelihood(
+    source: options.Source,
+    *,
+    out: _Out = "-",
+    model: options.Model = "starter",
+    fasta: options.Fasta = None,
+    seq_col: options.SeqCol = None,
+    id_col: options.IdCol = None,
+    strand: _Strand = "forward",
+    track: _Track = None,
+    batch_tokens: options.BatchTokens = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    overwrite: _Overwrite = False,
+    dry_run: options.DryRun = False,
+    as_json: _Json = False,
+) -> None:
+    """How likely a model finds sequences: nats and bits per base. Example: hyena likelihood my.fa -o my.tsv
+
+    Scored are A, C, G, T but for the first base of a strand; longer sequences than the model's context are read in half
+    overlapping windows, as hyena evaluate does. A file is continued by the same command after an interruption.
+    """
+    if dry_run and source == "-":
+        raise UsageError("--dry-run reads the input twice, which standard input does not allow; give a file")
+    if track is not None:
+        _check_track(seq_col, id_col, as_json and not dry_run)
+    from hyenadna.inference.sequence_chunks import origin
+
+    about = origin(source, fasta)
+    path = None if out == "-" else Path(out)
+    if path is not None and path.exists() and not (overwrite or dry_run):
+        raise UsageError(f"-o {path} exists; give another name, or --overwrite to replace it")
+    reader = _reader(model, strand, device, "float32" if dtype == "auto" else dtype, threads, batch_tokens)
+
+    from hyenadna.data.sequence_files import stream
+    from hyenadna.inference.likelihood_files import placed_sequences
+
+    def placed() -> "Iterator[Placed]":
+        return placed_sequences(source, fasta)
+
+    def sequences() -> Iterator[tuple[str, str]]:
+        if track is not None:
+            return ((str(interval), sequence) for interval, _, sequence in placed())
+        return stream(source, fasta=fasta, seq_col=seq_col, id_col=id_col)
+
+    if dry_run:
+        from hyenadna.inference.likelihood_plan import likelihood_plan
+
+        plan = likelihood_plan(reader, sequences(), sequences())
+        typer.echo(json.dumps(plan, indent=2) if as_json else plan["text"])
+        return
+    about = _settings(model, reader) | about | {"command": shlex.join(["hyena", *sys.argv[1:]])}
+    written = _written(reader, placed if track else sequences, track, path, about, as_json, overwrite)
+    notice(written + ("" if path is None else f" are in {path}"))
+
+
+def _check_track(seq_col: str | None, id_col: str | None, as_json: bool) -> None:
+    from hyenadna.data.sequence_files import refuse_columns
+
+    refuse_columns("a track is of a FASTA or BED file", {"--seq-col": seq_col, "--id-col": id_col})
+    if as_json:
+        raise UsageError("--json: a track is bedGraph and nothing else; leave out --json or --track")
+
+
+def _reader(
+    model: str, strand: Strand, device: str, dtype: str, threads: int | None, batch_tokens: int | None
+) -> "LikelihoodReader":
+    import torch
+
+    from hyenadna.inference.likelihood_stretches import LikelihoodReader
+    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
+    from hyenadna.model.language_model import HyenaDNA
+
+    torch.set_num_threads(threads or available_cpus())
+    keep_freed_memory()
+    place = torch_device(device)
+    network: HyenaDNA = HyenaDNA.from_pretrained(model, device=place)
+    tokens = batch_tokens or options.BATCH_TOKENS[place.type]
+    return LikelihoodReader(network, strand=strand, batch_tokens=tokens, dtype=getattr(torch, dtype))
+
+
+def _settings(model: str, reader: "LikelihoodReader") -> dict[str, Any]:
+    """What decides the numbers, besides the input."""
+    from hyenadna import __version__
+    from hyenadna.model.weights import base_sha256
+
+    return {
+        "hyenadna": __version__,
+        "model": model,
+        "base_sha256": base_sha256(reader.model.state_dict()),
+        "context": reader.context,
+        "stride": reader.stride,
+        "strands": "mean of both" if reader.strand == "both" else reader.strand,
+        "dtype": str(reader.dtype).removeprefix("torch."),
+    }
+
+
+def _written(
+    reader: "LikelihoodReader",
+    source: Callable[[], Any],
+    track: Track | None,
+    path: Path | None,
+    about: dict[str, Any],
+    as_json: bool,
+    overwrite: bool,
+) -> str:
+    """Do the work; what was written, in words."""
+    from hyenadna.inference.likelihood_files import TotalLines, TrackLines, write_totals, write_track
+    from hyenadna.inference.line_file import LineFile
+
+    if track is not None:
+        track_file = LineFile(path, TrackLines(), about, overwrite=overwrite)
+        return f"{write_track(reader, source(), track_file):,} bases: their log-likelihoods"
+    file = LineFile(path, TotalLines(as_json=as_json), about, overwrite=overwrite)
+    return f"{write_totals(reader, source(), file):,} sequences: their likelihoods"
