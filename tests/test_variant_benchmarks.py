@@ -223,6 +223,7 @@ def test_whole_run(variants, data, tmp_path, capsys, monkeypatch) -> None:
     words = ["--data", data, "-m", folder, "--random-weights", 2, "-o", out, "--keep", tmp_path / "keep"]
     words += ["--window", WINDOW, "--threads", 1, "--no-percentiles", "--plot", plot, "--card", card]
     words = [str(word) for word in words]
+    monkeypatch.chdir(tmp_path)  # paths are told from where the script runs
     assert variants.main(words) == 0
     report, text = json.loads(out.read_text()), capsys.readouterr().out
     assert list(report["parts"]) == list(variants.PARTS) and str(tmp_path) not in out.read_text()
