@@ -114,12 +114,41 @@ def test_what_was_left_is_continued(folder, fasta, tmp_path):
     assert out.read_bytes() == whole and not partial.exists()
 
 
+def test_standard_input_is_not_continued(folder, tmp_path):
+    out, partial = tmp_path / "out.tsv", tmp_path / "out.tsv.partial"
+    first = run("-", "-m", folder, "-o", out, text="sequence\nACGTTT\nGGGG\n")
+    assert first.exit_code == 0 and "standard input cannot be read again: a run that is stopped starts anew" in (
+        first.stderr
+    )
+    whole = out.read_bytes()
+    out.rename(partial)  # as if killed right before
+    # other sequences of the same names
+    assert run("-", "-m", folder, "-o", out, text="sequence\nTTTACG\nGGGG\n").exit_code == 0
+    rows = [rows_of(text)[1] for text in (whole.decode(), out.read_text())]
+    assert rows[0][0]["nats"] != rows[1][0]["nats"] and rows[0][1] == rows[1][1]
+
+
+def test_inputs_and_folders_are_no_outputs(folder, tmp_path):
+    genome, bed = tmp_path / "g.fa", tmp_path / "a.bed"
+    genome.write_text(">c\nACGTACGT\n")
+    bed.write_text("c\t2\t7\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for out, said in (
+        (genome, "is an input itself; give"),
+        (bed, "is an input itself"),
+        (tmp_path, "is a folder; name"),
+    ):
+        ended = run(bed, "--fasta", genome, "-m", folder, "-o", out, "--overwrite")
+        assert ended.exit_code == 2 and said in ended.stderr
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
 def test_a_track(folder, fasta, tmp_path):
     ended = run(fasta, "-m", folder, "--track", "bedgraph")
     assert ended.exit_code == 0, ended.output
     about, track, *lines = ended.stdout.splitlines()
     assert about.startswith("# hyenadna ") and track.startswith('track type=bedGraph name="ln p, small" ')
-    assert f"{sum(len(text) for _, text in SEQUENCES):,} bases: their log-likelihoods" in ended.stderr
+    assert f"{len(lines):,} bases: their log-likelihoods" in ended.stderr
     expected = [
         (name, at, at + 1, value)
         for name, sequence in SEQUENCES
@@ -173,3 +202,4 @@ def test_dry_run_writes_nothing(folder, fasta, tmp_path):
 def test_bad_input_in_one_line(folder, arguments, text, code, said):
     ended = run("-", "-m", folder, *arguments, text=text)
     assert ended.exit_code == code and said in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    assert not ended.stdout

@@ -137,11 +137,12 @@ def test_what_is_left_is_continued(model, tmp_path, cut):
         source = [Placed(Interval(name, 0, len(text)), reverse=False, sequence=text) for name, text in SEQUENCES]
         return write_track(reader, iter(source), LineFile(path, TrackLines(), ABOUT, **options))
 
-    assert write() == sum(len(sequence) for _, sequence in SEQUENCES)
+    written = write()
     whole = path.read_bytes()
+    assert written == whole.count(b"\n") - 2
     path.rename(partial)
     partial.write_bytes(whole[:-cut])
-    write()
+    assert write() == written
     assert path.read_bytes() == whole and not partial.exists()
     path.rename(partial)
     partial.write_bytes(whole.replace(b"s6\t", b"s9\t"))
@@ -150,13 +151,34 @@ def test_what_is_left_is_continued(model, tmp_path, cut):
 
 
 def test_a_header_alone_is_begun_anew(tmp_path):
-    path = tmp_path / "a.tsv"
-    with LineFile(path, TotalLines(), ABOUT):
-        pass
-    with LineFile(path, TotalLines(), ABOUT | {"model": "another"}) as file:
+    path, partial = tmp_path / "a.tsv", tmp_path / "a.tsv.partial"
+    partial.write_text(TotalLines().header(ABOUT))
+    another = ABOUT | {"model": "another"}
+    with LineFile(path, TotalLines(), another) as file:
         file.append(["a"], [Total(1, 0.0, 0.0)])
     with pytest.raises(UsageError, match="was begun by another job"):
         LineFile(path, TotalLines(), ABOUT)
+    with LineFile(path, TotalLines(), another, resume=False) as file:
+        assert not file.holds(["a"])
+        file.append(["b"], [Total(1, 0.0, 0.0)])
+    assert partial.read_text() == TotalLines().header(another) + "b\t1\t0\t0.0000\t\n"
+
+
+@pytest.mark.parametrize("to_stdout", [True, False])
+def test_nothing_is_written_of_what_is_refused(model, tmp_path, capsys, to_stdout):
+    file = LineFile(None if to_stdout else tmp_path / "a.tsv", TotalLines(), ABOUT)
+    with pytest.raises(InputError, match="nucleotide"):
+        write_totals(LikelihoodReader(model), iter([("a", "ACGT"), ("b", "AC!")]), file)
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to_stdout", [True, False])
+def test_a_track_of_gaps_is_a_header(model, tmp_path, capsys, to_stdout):
+    path = tmp_path / "a.bedgraph"
+    source = iter([Placed(Interval("a", 0, 5), reverse=False, sequence="N" * 5)])
+    assert write_track(LikelihoodReader(model), source, LineFile(None if to_stdout else path, TrackLines(), ABOUT)) == 0
+    text = capsys.readouterr().out if to_stdout else path.read_text()
+    assert text == TrackLines().header(ABOUT)
 
 
 def track_of(path):
@@ -176,14 +198,14 @@ def test_a_track_of_a_fasta_file(model, tmp_path, strand):
     fasta, path = tmp_path / "a.fa", tmp_path / "a.bedgraph"
     fasta.write_text("".join(f">{name} text\n{sequence}\n" for name, sequence in SEQUENCES))
     reader = LikelihoodReader(model, strand=strand, bases=20)
-    assert write_track(reader, placed_sequences(str(fasta)), LineFile(path, TrackLines(), ABOUT)) == 212
+    written = write_track(reader, placed_sequences(str(fasta)), LineFile(path, TrackLines(), ABOUT))
     expected = {}
     for (name, _), whole in zip(
         SEQUENCES, likelihoods(model, [text for _, text in SEQUENCES], strand=strand), strict=True
     ):
         expected |= {(name, at): value for at, value in enumerate(whole.per_base) if not math.isnan(value)}
     found = track_of(path)
-    assert list(found) == list(expected)
+    assert list(found) == list(expected) and written == len(found) < 212
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=0, atol=6e-5)
 
 
@@ -195,7 +217,7 @@ def test_a_track_of_regions_has_the_genome_s_coordinates(model, tmp_path, strand
     regions = [("two", 3, 49, "-"), ("one", 40, 60, "+"), ("one", 10, 40, "-")]
     bed.write_text("".join(f"{contig}\t{start}\t{end}\tx\t0\t{sign}\n" for contig, start, end, sign in regions))
     reader = LikelihoodReader(model, strand=strand, bases=16)
-    assert write_track(reader, placed_sequences(str(bed), fasta), LineFile(path, TrackLines(), ABOUT)) == 96
+    written = write_track(reader, placed_sequences(str(bed), fasta), LineFile(path, TrackLines(), ABOUT))
     expected = {}
     for contig, start, end, sign in regions:
         sequence = genome[contig][start:end]
@@ -204,7 +226,7 @@ def test_a_track_of_regions_has_the_genome_s_coordinates(model, tmp_path, strand
         values = own[::-1] if sign == "-" else own
         expected |= {(contig, start + at): value for at, value in enumerate(values) if not math.isnan(value)}
     found = track_of(path)
-    assert list(found) == list(expected)
+    assert list(found) == list(expected) and written == len(found) < 96
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=0, atol=6e-5)
 
 

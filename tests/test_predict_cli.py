@@ -120,6 +120,18 @@ def test_what_was_left_is_continued(folders, table, tmp_path):
     assert out.read_bytes() == whole and not partial.exists()
 
 
+def test_standard_input_is_not_continued_and_no_input_is_replaced(folders, table, tmp_path):
+    out, partial = tmp_path / "out.tsv", tmp_path / "out.tsv.partial"
+    found = []
+    for sequence in ("ACGTTTGA", "TTTTACGG"):  # of the same name, and killed right before the end
+        assert run("-", "-m", folders / "run", "-o", out, text=f"sequence\n{sequence}\n").exit_code == 0
+        found.append(rows_of(out.read_text())[1])
+        out.rename(partial)
+    assert found[0] != found[1]
+    refused = run(table, "-m", folders / "run", "-o", table, "--overwrite")
+    assert refused.exit_code == 2 and "is an input itself; give another name" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [

@@ -3,8 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -64,13 +63,12 @@ def likelihood(
     from hyenadna.inference.sequence_chunks import origin
 
     about = origin(source, fasta)
-    path = None if out == "-" else Path(out)
-    if path is not None and path.exists() and not (overwrite or dry_run):
-        raise UsageError(f"-o {path} exists; give another name, or --overwrite to replace it")
+    path = options.out_file(out, (source, fasta), overwrite=overwrite or dry_run)
     reader = _reader(model, strand, device, "float32" if dtype == "auto" else dtype, threads, batch_tokens)
 
     from hyenadna.data.sequence_files import stream
-    from hyenadna.inference.likelihood_files import placed_sequences
+    from hyenadna.inference.likelihood_files import TotalLines, TrackLines, placed_sequences, write_totals, write_track
+    from hyenadna.inference.line_file import LineFile
 
     def placed() -> "Iterator[Placed]":
         return placed_sequences(source, fasta)
@@ -87,7 +85,12 @@ def likelihood(
         typer.echo(json.dumps(plan, indent=2) if as_json else plan["text"])
         return
     about = _settings(model, reader) | about | {"command": shlex.join(["hyena", *sys.argv[1:]])}
-    written = _written(reader, placed if track else sequences, track, path, about, as_json, overwrite)
+    lines = TotalLines(as_json=as_json) if track is None else TrackLines()
+    file: LineFile[Any] = LineFile(path, lines, about, overwrite=overwrite, resume=options.can_resume(source, path))
+    if track is None:
+        written = f"{write_totals(reader, sequences(), file):,} sequences: their likelihoods"
+    else:
+        written = f"{write_track(reader, placed(), file):,} bases: their log-likelihoods"
     notice(written + ("" if path is None else f" are in {path}"))
 
 
@@ -130,23 +133,3 @@ def _settings(model: str, reader: "LikelihoodReader") -> dict[str, Any]:
         "strands": "mean of both" if reader.strand == "both" else reader.strand,
         "dtype": str(reader.dtype).removeprefix("torch."),
     }
-
-
-def _written(
-    reader: "LikelihoodReader",
-    source: Callable[[], Any],
-    track: Track | None,
-    path: Path | None,
-    about: dict[str, Any],
-    as_json: bool,
-    overwrite: bool,
-) -> str:
-    """Do the work; what was written, in words."""
-    from hyenadna.inference.likelihood_files import TotalLines, TrackLines, write_totals, write_track
-    from hyenadna.inference.line_file import LineFile
-
-    if track is not None:
-        track_file = LineFile(path, TrackLines(), about, overwrite=overwrite)
-        return f"{write_track(reader, source(), track_file):,} bases: their log-likelihoods"
-    file = LineFile(path, TotalLines(as_json=as_json), about, overwrite=overwrite)
-    return f"{write_totals(reader, source(), file):,} sequences: their likelihoods"

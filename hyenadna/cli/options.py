@@ -1,9 +1,13 @@
 """Options that several verbs take, said once."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from hyenadna.errors import UsageError
+from hyenadna.progress import notice
 
 Source = Annotated[str, typer.Argument(metavar="INPUT", help="FASTA, table (CSV, TSV, JSONL, Parquet), BED, or '-'.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, training run or hub id.")]
@@ -24,3 +28,29 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
 """What `BatchTokens` is where it was not given, by the type of the device."""
+
+
+def out_file(out: str, inputs: Iterable[str | Path | None], *, overwrite: bool) -> Path | None:
+    """The file that -o names; None for '-', which is stdout.
+
+    Raises
+    ------
+    UsageError              it is a folder, or an input itself; it exists and may not be replaced
+    """
+    if out == "-":
+        return None
+    path = Path(out)
+    if path.is_dir():
+        raise UsageError(f"-o {out} is a folder; name a file in it")
+    if path.exists() and any(Path(given).exists() and path.samefile(given) for given in inputs if given is not None):
+        raise UsageError(f"-o {out} is an input itself; give another name")
+    if path.exists() and not overwrite:
+        raise UsageError(f"-o {out} exists; give another name, or --overwrite to replace it")
+    return path
+
+
+def can_resume(source: str, path: Path | None) -> bool:
+    """Whether an interrupted job can be continued; says so where its input, stdin, may be another the next time."""
+    if source == "-" and path is not None:
+        notice("standard input cannot be read again: a run that is stopped starts anew")
+    return source != "-"

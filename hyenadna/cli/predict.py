@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hyenadna.cli import options
-from hyenadna.errors import CheckpointError, UsageError
+from hyenadna.errors import CheckpointError
 from hyenadna.progress import notice
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def predict(
     from hyenadna.inference.sequence_chunks import origin
 
     about = origin(source, fasta)
-    path = None if out == "-" else Path(out)
-    if path is not None and path.exists() and not overwrite:
-        raise UsageError(f"-o {path} exists; give another name, or --overwrite to replace it")
+    path = options.out_file(out, (source, fasta), overwrite=overwrite)
     description = _description(model)
     adapted = _adapted(model, base, device, threads)
 
@@ -87,7 +85,8 @@ def predict(
     sequences = stream(source, fasta=fasta, seq_col=seq_col, id_col=id_col)
     about = _settings(model, description, predictor) | about | {"command": shlex.join(["hyena", *sys.argv[1:]])}
     lines = PredictionLines(adapted.task, as_json=as_json)
-    number = predict_stream(predictor, sequences, LineFile(path, lines, about, overwrite=overwrite))
+    file = LineFile(path, lines, about, overwrite=overwrite, resume=options.can_resume(source, path))
+    number = predict_stream(predictor, sequences, file)
     notice(f"{number:,} sequences" + ("" if path is None else f": their predictions are in {path}"))
 
 

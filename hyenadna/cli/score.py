@@ -64,20 +64,11 @@ def score(
 
 
 def _check_places(config: ScoreConfig, *, overwrite: bool, dry_run: bool, as_json: bool) -> None:
-    out = Path(config.out)
     if config.out == "-" and as_json and not dry_run:
         raise UsageError("--json and the scores would both go to stdout; name a file for the scores by -o")
     if config.data == "-" and dry_run:
         raise UsageError("--dry-run reads the input twice, which standard input does not allow; give a file")
-    if config.out == "-":
-        return
-    if out.is_dir():
-        raise UsageError(f"-o {out} is a folder; name a file in it")
-    inputs = [Path(given) for given in (config.data, config.bed, config.fasta) if given not in (None, "-")]
-    if out.exists() and any(given.exists() and out.samefile(given) for given in inputs):
-        raise UsageError(f"-o {out} is an input itself; give another name")
-    if out.exists() and config.bed is None and not overwrite:
-        raise UsageError(f"-o {out} exists; give another name, or --overwrite to replace it")
+    options.out_file(config.out, (config.data, config.bed, config.fasta), overwrite=overwrite)
 
 
 def _scored(

@@ -144,7 +144,7 @@ def placed_sequences(source: str, fasta: Path | None = None) -> Iterator[Placed]
 
 
 def write_track(reader: LikelihoodReader, source: Iterable[Placed], file: LineFile[float]) -> int:
-    """Write the log-likelihood of each base that is scored, by its place in the genome; how many bases there were.
+    """Write the log-likelihood of each base that is scored, by its place in the genome; how many there are.
 
     Of a region on the strand '-' that strand is what `forward` reads.
 
@@ -173,7 +173,7 @@ def write_track(reader: LikelihoodReader, source: Iterable[Placed], file: LineFi
                     values = [found.per_base for found in read()]
                     file.append(names, [value for row in values for value in row[~np.isnan(row)].tolist()])
                     job.advance(sum(map(len, values)), own[some[-1].row][0].contig)
-            bases += int(chunk.lengths.sum())
+            bases += sum(int(own.sum()) for own in scored)
         file.finish()
     return bases
 

@@ -48,6 +48,9 @@ class LineFile(Generic[Values]):
         Where the results come from. What is there is continued if all of it but the command is the same.
     overwrite : bool
         Drop what is there.
+    resume : bool
+        Continue what the same job left behind; without it, as for an input that cannot be told from another, the job is
+        begun anew.
 
     Raises
     ------
@@ -55,13 +58,20 @@ class LineFile(Generic[Values]):
     """
 
     def __init__(
-        self, path: Path | None, lines: Lines[Values], about: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        path: Path | None,
+        lines: Lines[Values],
+        about: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        resume: bool = True,
     ) -> None:
         self.path, self.lines, self.about, self.written = path, lines, dict(about), 0
         self._file: BufferedRandom | None = None
         self._reading = path is not None
+        self._header = lines.header(self.about)
+        """Written with the first lines, so that nothing is where the input is refused."""
         if path is None:
-            _to_stdout(lines.header(self.about))
             return
         if path.exists() and not overwrite:
             raise UsageError(f"-o {path} exists; give another name, or --overwrite to replace it")
@@ -70,7 +80,7 @@ class LineFile(Generic[Values]):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
             with self._closed_on_failure(self._file):
-                self._begin(self._file, overwrite)
+                self._begin(self._file, overwrite, resume)
         except OSError as error:
             raise self._full(error) from error
 
@@ -83,32 +93,34 @@ class LineFile(Generic[Values]):
             file.close()  # and with it the lock
             raise
 
-    def _begin(self, file: BufferedRandom, overwrite: bool) -> None:
-        """Take hold of the file, and stand behind its header."""
+    def _begin(self, file: BufferedRandom, overwrite: bool, resume: bool) -> None:
+        """Take hold of the file, and stand behind its header if it holds results to continue."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{self.partial} is being written by another process; wait for it to end") from error
         size = 1 if self.lines.as_json else 2
         there = [file.readline() for _ in range(size)]
-        # a header alone is what a run leaves whose input was refused
         if not overwrite and there[-1].endswith(b"\n") and file.peek(1):
             self._check_header(b"".join(there).decode(errors="replace"))
-            return
+            if resume:
+                self._header = ""
+                return
         file.seek(0)
         file.truncate()
-        file.write(self.lines.header(self.about).encode())
-        file.flush()
 
     def __enter__(self) -> "LineFile[Values]":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError as error:  # what was buffered did not fit the disk
-                raise self._full(error) from error
+        if self._file is None or self._file.closed:
+            return
+        try:
+            if self._header:
+                self.partial.unlink()
+            self._file.close()
+        except OSError as error:  # what was buffered did not fit the disk
+            raise self._full(error) from error
 
     def holds(self, ids: Sequence[str]) -> bool:
         """Whether an earlier run wrote the lines of these names; lines of some of them are dropped.
@@ -143,15 +155,17 @@ class LineFile(Generic[Values]):
         WriteError              the disk is full
         InputError              a name that a line of a table cannot hold
         """
-        text = "".join(self.lines.line(name, own) for name, own in zip(ids, values, strict=True))
+        rows = (self.lines.line(name, own) for name, own in zip(ids, values, strict=True))
+        text = "".join((self._header, *rows))
         if self._file is None:
             _to_stdout(text)
-            return
-        try:
-            self._file.write(text.encode())
-            self._file.flush()
-        except OSError as error:
-            raise self._full(error) from error
+        else:
+            try:
+                self._file.write(text.encode())
+                self._file.flush()
+            except OSError as error:
+                raise self._full(error) from error
+        self._header = ""
 
     def finish(self) -> None:
         """Give the file its name.
@@ -160,6 +174,8 @@ class LineFile(Generic[Values]):
         ------
         InputError              it holds more lines than the input gives
         """
+        if self._header:
+            self.append([], [])
         if self.path is None or self._file is None:
             return
         if self._file.read(1):
@@ -193,8 +209,8 @@ class LineFile(Generic[Values]):
 
     def _full(self, error: OSError) -> WriteError:
         return WriteError(
-            f"{self.partial} could not be written: {error.strerror or error}; what was written is kept. Free some "
-            "space, then run the same command again to continue"
+            f"{self.partial} could not be written: {error.strerror or error}; what was written is kept. Once there is "
+            "room and the folder can be written, the same command continues"
         )
 
 

@@ -166,5 +166,5 @@ def _edges(losses: NDArray[np.float64]) -> tuple[float, float]:
 def _label(panels: "NDArray[Any]", interval: Interval, title: str) -> None:
     panels[0].set_title(title, fontsize="medium")
     for upper in panels[::2]:
-        upper.set_ylabel("mean loss (nats)", fontsize="small")
+        upper.set_ylabel("mean loss of\nsubstitutions (nats)", fontsize="small")
     panels[-1].set_xlabel(f"position on {interval.contig}, forward strand; dots mark the reference", fontsize="small")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from hyenadna.data.vcf import INFO_LINES, Record, Vcf, annotated, annotated_header, has_annotations
+from hyenadna.inference.line_file import table_header
 from hyenadna.inference.score_config import Format
 from hyenadna.progress import notice
 
@@ -99,8 +100,7 @@ class TsvLines:
 
     def header(self) -> bytes:
         """Where the numbers come from, and what the columns are."""
-        text = "; ".join(f"{name} {' '.join(str(value).split())}" for name, value in self.about.items())
-        return f"# {text}\n{chr(9).join(COLUMNS)}\n".encode()
+        return table_header(self.about, COLUMNS).encode()
 
     def record(self, record: Record, values: Sequence[Sequence[str]]) -> bytes:
         """The rows of a record."""
