@@ -45,7 +45,7 @@ def generate(
     """
     _check_places(config, overwrite=overwrite)
     prompts = _prompts(config)
-    network = _network(config.model, device, threads)
+    network = options.network(config.model, device, threads)
     parts = list(_parts(config, network, prompts))
     if config.reference is not None:
         from hyenadna.inference.generation_report import reference_of
@@ -117,18 +117,6 @@ def _prompts(config: GenerateConfig) -> list[tuple[str, str]]:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return found
-
-
-def _network(model: str, device: str, threads: int | None) -> "HyenaDNA":
-    import torch
-
-    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
-    from hyenadna.model.language_model import HyenaDNA
-
-    keep_freed_memory()
-    torch.set_num_threads(threads or available_cpus())
-    network: HyenaDNA = HyenaDNA.from_pretrained(model, device=torch_device(device))
-    return network
 
 
 def _parts(config: GenerateConfig, network: "HyenaDNA", prompts: list[tuple[str, str]]) -> Iterator[Part]:

@@ -108,14 +108,9 @@ def _reader(
     import torch
 
     from hyenadna.inference.likelihood_stretches import LikelihoodReader
-    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
-    from hyenadna.model.language_model import HyenaDNA
 
-    torch.set_num_threads(threads or available_cpus())
-    keep_freed_memory()
-    place = torch_device(device)
-    network: HyenaDNA = HyenaDNA.from_pretrained(model, device=place)
-    tokens = batch_tokens or options.BATCH_TOKENS[place.type]
+    network = options.network(model, device, threads)
+    tokens = batch_tokens or options.BATCH_TOKENS[network.device.type]
     return LikelihoodReader(network, strand=strand, batch_tokens=tokens, dtype=getattr(torch, dtype))
 
 

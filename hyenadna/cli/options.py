@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hyenadna.errors import UsageError
 from hyenadna.progress import notice
+
+if TYPE_CHECKING:
+    from hyenadna.model.language_model import HyenaDNA
 
 Source = Annotated[str, typer.Argument(metavar="INPUT", help="FASTA, table (CSV, TSV, JSONL, Parquet), BED, or '-'.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, training run or hub id.")]
@@ -28,6 +31,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
 """What `BatchTokens` is where it was not given, by the type of the device."""
+
+
+def network(model: str, device: str, threads: int | None) -> "HyenaDNA":
+    """The model on its device, in eval mode, and torch set up for reading with it."""
+    import torch
+
+    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
+    from hyenadna.model.language_model import HyenaDNA
+
+    torch.set_num_threads(threads or available_cpus())
+    keep_freed_memory()
+    loaded: HyenaDNA = HyenaDNA.from_pretrained(model, device=torch_device(device))
+    return loaded
 
 
 def out_file(out: str, inputs: Iterable[str | Path | None], *, overwrite: bool) -> Path | None:

@@ -142,12 +142,8 @@ def _scorer(config: ScoreConfig, genome: "Genome", settings: dict[str, Any], thr
     import torch
 
     from hyenadna.inference.variant_scores import VariantScorer
-    from hyenadna.machine import available_cpus, keep_freed_memory, torch_device
-    from hyenadna.model.language_model import HyenaDNA
 
-    torch.set_num_threads(threads or available_cpus())
-    keep_freed_memory()
-    network: HyenaDNA = HyenaDNA.from_pretrained(config.model, device=torch_device(settings["device"]))
+    network = options.network(config.model, settings["device"], threads)
     dtype = getattr(torch, settings["dtype"])
     return VariantScorer(network, genome, window=config.window, strand=config.strand, dtype=dtype)
 

@@ -18,7 +18,6 @@ from hyenadna.inference.line_file import LineFile
 from hyenadna.inference.long_windows import LongWindow, long_windows
 from hyenadna.inference.ragged import batches
 from hyenadna.inference.sequence_chunks import bases_between_writes, chunks
-from hyenadna.progress import progress
 
 Aggregate = Literal["mean", "max"]
 _TOGETHER = 1 << 18
@@ -122,12 +121,4 @@ def predict(predictor: Predictor, source: Iterable[tuple[str, str]], file: LineF
     """
     base = predictor.model.base
     bases = bases_between_writes(base, predictor.batch_tokens)
-    sequences = 0
-    with file, progress("predicting", 0) as job:
-        for chunk in chunks(source, n_token=base.config.n_token, bases=bases):
-            sequences = chunk.end
-            if not file.holds(chunk.ids):
-                file.append(chunk.ids, predictor(chunk.tokens))
-                job.advance(int(chunk.lengths.sum()), f"{sequences:,} sequences")
-        file.finish()
-    return sequences
+    return file.fill(predictor, chunks(source, n_token=base.config.n_token, bases=bases), "predicting")

@@ -88,15 +88,8 @@ def write_totals(reader: LikelihoodReader, source: Iterable[tuple[str, str]], fi
     NotFiniteError          the model gives something that is not a number
     WriteError              the disk is full; what was written is kept
     """
-    sequences = 0
-    with file, progress("likelihood", 0) as job:
-        for chunk in chunks(source, n_token=reader.model.config.n_token, bases=reader.bases):
-            sequences = chunk.end
-            if not file.holds(chunk.ids):
-                file.append(chunk.ids, reader(chunk.tokens))
-                job.advance(int(chunk.lengths.sum()), f"{sequences:,} sequences")
-        file.finish()
-    return sequences
+    parts = chunks(source, n_token=reader.model.config.n_token, bases=reader.bases)
+    return file.fill(reader, parts, "likelihood")
 
 
 class Placed(NamedTuple):

@@ -4,14 +4,21 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hyenadna.errors import InputError, UsageError, WriteError
 from hyenadna.files import fsync
+from hyenadna.progress import progress
+
+if TYPE_CHECKING:
+    from hyenadna.inference.sequence_chunks import Chunk
 
 Values = TypeVar("Values")
 _Written = TypeVar("_Written", contravariant=True)
@@ -121,6 +128,38 @@ class LineFile(Generic[Values]):
             self._file.close()
         except OSError as error:  # what was buffered did not fit the disk
             raise self._full(error) from error
+
+    def fill(
+        self,
+        read: Callable[[Sequence[NDArray[np.uint8]]], Sequence[Values]],
+        chunks: "Iterable[Chunk]",
+        description: str,
+    ) -> int:
+        """Write a line for each sequence, in order, and give the file its name; how many sequences there were.
+
+        Parameters
+        ----------
+        read : callable
+            From the tokens of some sequences to the values of each; not asked of what an earlier run wrote.
+        chunks : iterable of Chunk
+            All sequences.
+        description : str
+            What is shown beside the progress.
+
+        Raises
+        ------
+        InputError              other sequences than those which the file already holds
+        WriteError              the disk is full; what was written is kept
+        """
+        sequences = 0
+        with self, progress(description, 0) as job:
+            for chunk in chunks:
+                sequences = chunk.end
+                if not self.holds(chunk.ids):
+                    self.append(chunk.ids, read(chunk.tokens))
+                    job.advance(int(chunk.lengths.sum()), f"{sequences:,} sequences")
+            self.finish()
+        return sequences
 
     def holds(self, ids: Sequence[str]) -> bool:
         """Whether an earlier run wrote the lines of these names; lines of some of them are dropped.
