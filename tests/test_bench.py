@@ -72,7 +72,8 @@ def test_the_best_simple_model_is_so_by_the_metric_that_is_shown():
     assert (row["best_baseline"], row["baseline"], row["copies_in_train"]) == ("k-mers", 0.9, 3)
     assert row["difference"] == pytest.approx(-0.1) and row["mcc"] is None and "CNN 84.6" in row["published"]
     said = bench_report.text(recipe, [found])
-    assert "80.0 [70.0, 90.0]" in said and "90.0 [80.0, 100.0] k-mers" in said
+    assert "80.0 [70.0, 90.0]" in said and "-10.0 [-20.0, +0.0]" in said
+    assert "best simple model: k-mers, 90.0 [80.0, 100.0]" in said and "3 have a copy in train" in said
 
 
 def test_a_set_is_trained_told_and_continued(tmp_path, monkeypatch):

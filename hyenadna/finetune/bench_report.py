@@ -36,21 +36,28 @@ def write(recipe: Recipe, entries: Sequence["Entry"], folder: Path) -> None:
 
 
 def text(recipe: Recipe, entries: Sequence["Entry"]) -> str:
-    """For people: the suite's own metric in percent with its 95 % interval, and what stands beside it."""
-    width = max(len(entry.name) for entry in entries) + 2
-    lines = [
-        f"{recipe.title}, {recipe.metric} in percent [95 % interval over trainings and test rows]",
-        f"{'set':{width}}{'method':<13}{'weights':<12}{'train':>7}{'test':>7}{'copies':>8}  {'':<22}"
-        f"{'without copies':<22}{'best simple model':<36}published",
-    ]
-    for entry in entries:
-        rows, full, without, baseline = _found(recipe, entry)
-        beside = "-" if baseline is None else f"{_percent(baseline[1])} {baseline[0]}"
-        lines.append(
-            f"{entry.name:{width}}{entry.method:<13}{entry.init:<12}{rows[0]:>7,}{rows[1]:>7,}{rows[2]:>8,}  "
-            f"{_percent(full):<22}{_percent(without):<22}{beside:<36}{_published(recipe, entry.name)}".rstrip()
-        )
+    """For people: a block for each set, with the suite's own metric in percent and what stands beside it."""
+    lines = [f"{recipe.title}, {recipe.metric} in percent [95 % interval over trainings and test rows]"]
+    for name in dict.fromkeys(entry.name for entry in entries):
+        chosen = [entry for entry in entries if entry.name == name]
+        (train, test, copies), _, _, baseline = _found(recipe, chosen[0])
+        lines += [
+            "",
+            f"{name}: {train:,} training rows; {test:,} test rows, of which {copies:,} have a copy in train",
+            _line("", "weights", "all test rows", "without copies", "minus best simple model"),
+        ]
+        for entry in chosen:
+            _, full, without, _ = _found(recipe, entry)
+            percents = (_percent(full), _percent(without), _percent(_difference(recipe, entry), "+"))
+            lines.append(_line(entry.method, entry.init, *percents))
+        if baseline is not None:
+            lines.append(f"  best simple model: {baseline[0]}, {_percent(baseline[1])}")
+        lines.append(f"  published: {_published(recipe, name)}")
     return "\n".join(lines)
+
+
+def _line(method: str, weights: str, full: str, without: str, difference: str) -> str:
+    return f"  {method:<13}{weights:<12}{full:<21}{without:<21}{difference}".rstrip()
 
 
 def draw(ax: Any, recipe: Recipe, entries: Sequence["Entry"]) -> Any:
@@ -108,14 +115,12 @@ def _row(recipe: Recipe, entry: "Entry") -> list[Any]:
     cells: list[Any] = [entry.name, entry.method, entry.init, *rows, len(entry.report["runs"])]
     for metric in _METRICS:
         cells += _triple(full["models"][MODEL].get(metric))
-    best = _best(recipe, full)
-    difference = None if best is None else full["differences"][best][recipe.metric]
     return [
         *cells,
         *_triple(without),
         None if baseline is None else baseline[0],
         None if baseline is None else baseline[1]["value"],
-        *_triple(difference),
+        *_triple(_difference(recipe, entry)),
         _published(recipe, entry.name),
         round(entry.seconds, 1),
         entry.command,
@@ -133,11 +138,18 @@ def _triple(found: _Numbers | None) -> tuple[float | None, ...]:
     return (None,) * 3 if found is None else (found["value"], found["low"], found["high"])
 
 
-def _percent(found: _Numbers | None) -> str:
+def _difference(recipe: Recipe, entry: "Entry") -> _Numbers | None:
+    """The model minus the best baseline, paired."""
+    full = entry.report["tests"]["full"]
+    best = _best(recipe, full)
+    return None if best is None else full["differences"][best][recipe.metric]
+
+
+def _percent(found: _Numbers | None, sign: str = "") -> str:
     if found is None or found["value"] is None:
         return "-"
-    interval = "" if found["low"] is None else f" [{100 * found['low']:.1f}, {100 * (found['high'] or 0):.1f}]"
-    return f"{100 * found['value']:.1f}{interval}"
+    value, low, high = (f"{100 * (found[end] or 0):{sign}.1f}" for end in ("value", "low", "high"))
+    return value if found["low"] is None else f"{value} [{low}, {high}]"
 
 
 def _published(recipe: Recipe, name: str) -> str:
