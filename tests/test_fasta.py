@@ -272,6 +272,10 @@ def test_read_only_folder_puts_the_index_into_the_cache(tmp_path, monkeypatch):
     try:
         assert open_reference(path)["two"][:].seq == "GGGGG"
         assert open_reference(path)["two"][:].seq == "GGGGG"
+        [index] = (tmp_path / "cache" / "indexes").glob("a.fa.gz-*.fai")
+        write(path, REGULAR.replace(b"GGGGG", b"GGTTGG"), "bgzf")
+        os.utime(path, ns=(0, index.stat().st_mtime_ns + 1))
+        assert open_reference(path)["two"][:].seq == "GGTTGG"  # the cache is ours: no word about its file
     finally:
         folder.chmod(0o755)
     assert [file.name for file in folder.iterdir()] == ["a.fa.gz"]

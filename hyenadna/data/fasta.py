@@ -1,7 +1,7 @@
 """FASTA files: a fast stream of whole records, and random access through a checked index."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -194,13 +194,13 @@ class _Parser:
 def open_reference(path: Path) -> "pyfaidx.Fasta":
     """A FASTA file, plain or BGZF, for random access; out of bounds is an error, not a shorter sequence.
 
-    The index is built once, beside the file or, if its folder is read-only, in the user's cache. Open it anew in every
-    process: pyfaidx is not safe to share.
+    The index is built once, beside the file or, if its folder is read-only, in the user's cache, where an outdated one
+    is replaced. Open it anew in every process: pyfaidx is not safe to share.
 
     Raises
     ------
     FastaError              unreadable, plain gzip, or lines of different lengths, which no index can describe
-    StaleIndexError         the index is older than the file or does not fit it; says which file to delete
+    StaleIndexError         an index beside the file is older, or the index does not fit it; says which to delete
     """
     path = Path(path)
     compressed = compression(path)
@@ -216,13 +216,17 @@ def open_reference(path: Path) -> "pyfaidx.Fasta":
     beside, cached = beside_or_cached(path, ".fai", "indexes")
     index = beside if beside.exists() or writable(path.parent) else cached
     wanted = [index] if compressed == "plain" else [index, index.with_suffix(".gzi")]
-    if not all(file.exists() for file in wanted):
+    if not all(file.exists() for file in wanted) or (index == cached and _older(wanted, path)):
         with lock(index.with_name(f".{index.name}.lock")):
             faidx.build(path, *wanted)
-    for file in wanted:
-        if file.stat().st_mtime_ns < path.stat().st_mtime_ns:
-            raise StaleIndexError(f"{file} is older than {path.name}, which it describes; delete {file} and run again")
+    if old := _older(wanted, path):
+        raise StaleIndexError(f"{old[0]} is older than {path.name}, which it describes; delete {old[0]} and run again")
     return _open_checked(path, *wanted)
+
+
+def _older(files: Iterable[Path], path: Path) -> list[Path]:
+    """Those of the files that were written before `path`."""
+    return [file for file in files if file.stat().st_mtime_ns < path.stat().st_mtime_ns]
 
 
 def _open_checked(path: Path, index: Path, gzi: Path | None = None) -> "pyfaidx.Fasta":
