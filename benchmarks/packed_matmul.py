@@ -15,7 +15,8 @@ import torch
 from side_by_side import Timer, arguments, check_same, run, spread, take_turns
 from torch import Tensor
 
-from hyenadna.kernels.packed_matmul import Bits, dequantize, pack, packed_matmul, packed_matmul_reference
+from hyenadna.kernels.packed_matmul import packed_matmul, packed_matmul_reference
+from hyenadna.kernels.packed_weight import Bits, dequantize, pack
 from hyenadna.progress import notice
 
 REPETITIONS, GROUP = 7, 64

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hyenadna import HyenaDNA
-from hyenadna.kernels.packed_matmul import unpack
+from hyenadna.kernels.packed_weight import unpack
 from hyenadna.model.config import Quantization
 from hyenadna.model.packed_linear import PackedLinear
 from hyenadna.model.weights import packed_model

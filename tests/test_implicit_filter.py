@@ -12,14 +12,8 @@ from oracles import (
 
 from hyenadna.errors import ShapeError, UsageError
 from hyenadna.kernels import implicit_filter as module
-from hyenadna.kernels.implicit_filter import (
-    SineNetwork,
-    hidden_layer,
-    implicit_filter,
-    implicit_filter_reference,
-    positional_features,
-    taps,
-)
+from hyenadna.kernels.implicit_filter import hidden_layer, implicit_filter, implicit_filter_reference, taps
+from hyenadna.kernels.sine_network import SineNetwork, positional_features
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 257, 1000)
 T, SHIFT = 1000, 0.05

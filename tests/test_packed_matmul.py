@@ -12,15 +12,9 @@ from oracles import BENCHMARKS, assert_as_exact_as, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyenadna.errors import ShapeError, UsageError
-from hyenadna.kernels import packed_matmul as module
-from hyenadna.kernels.packed_matmul import (
-    dequantize,
-    pack,
-    packed_bytes,
-    packed_matmul,
-    packed_matmul_reference,
-    unpack,
-)
+from hyenadna.kernels import packed_weight
+from hyenadna.kernels.packed_matmul import packed_matmul, packed_matmul_reference
+from hyenadna.kernels.packed_weight import dequantize, pack, packed_bytes, unpack
 
 BITS = (1, 2, 3, 4, 8)
 SHAPES = ((1, 1, 16), (3, 5, 16), (7, 64, 64), (65, 63, 16), (5, 130, 48), (33, 257, 128))
@@ -166,14 +160,14 @@ def test_x_of_any_strides(transposed):
 def test_in_blocks_is_the_whole(monkeypatch, at_once, bits):
     x, bias, grad, weight, how = operands(33, 130, 48, bits, dtype=torch.float64)
     whole = value_and_gradients(packed_matmul_reference, x, bias, grad, weight, how)
-    monkeypatch.setattr(module, "_WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(packed_weight, "_WEIGHTS_AT_ONCE", at_once)
     in_blocks = value_and_gradients(packed_matmul, x, bias, grad, weight, how)
     torch.testing.assert_close(in_blocks, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_blocks_are_summed_in_float32(monkeypatch):
     """Positive products, 512 of them: a sum in bfloat16 would stand still at 256 times one of them."""
-    monkeypatch.setattr(module, "_WEIGHTS_AT_ONCE", 1)
+    monkeypatch.setattr(packed_weight, "_WEIGHTS_AT_ONCE", 1)
     x, bias, grad, (packed, scale, zero), how = operands(512, 8, 16, 4, n=3, dtype=torch.bfloat16)
     weight, grad = (packed, scale, torch.zeros_like(zero)), grad.abs()
     W = dequantize(*weight, **how, columns=8, dtype=torch.bfloat16)
@@ -204,7 +198,7 @@ def test_dense_weights_are_never_held_whole(R, K, transposed):
     x, bias, grad, weight, how = operands(R, K, 64, 4, n=2)
     with LargestStorage() as largest:
         value_and_gradients(packed_matmul, x, bias, grad, weight, how, transposed=transposed)
-    assert largest.bytes == 4 * module._WEIGHTS_AT_ONCE < 4 * R * K
+    assert largest.bytes == 4 * packed_weight._WEIGHTS_AT_ONCE < 4 * R * K
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from hyenadna.inference.quantization_cost import Cost
-from hyenadna.kernels.packed_matmul import Bits
+from hyenadna.kernels.packed_weight import Bits
 from hyenadna.model.config import Quantization
 
 CURVE: tuple[Bits, ...] = (8, 4, 3, 2)

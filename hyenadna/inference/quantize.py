@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenadna.errors import NotFiniteError, UsageError
-from hyenadna.kernels.packed_matmul import Bits
+from hyenadna.kernels.packed_weight import Bits
 from hyenadna.machine import peak_memory
 from hyenadna.model.config import Quantization
 from hyenadna.model.language_model import HyenaDNA

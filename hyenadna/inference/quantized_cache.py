@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyenadna.inference.quantize import solve
-from hyenadna.kernels.packed_matmul import Bits, dequantize, pack
+from hyenadna.kernels.packed_weight import Bits, dequantize, pack
 
 GROUP = 64
 _ITERATIONS = 5

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyenadna.kernels.backend import reported
 from hyenadna.kernels.configuration import Configuration
-from hyenadna.kernels.implicit_filter import SineNetwork, decay_rates, positional_features
+from hyenadna.kernels.sine_network import SineNetwork, decay_rates, positional_features
 
 _WARPS = 4
 _BLOCK_D = 64

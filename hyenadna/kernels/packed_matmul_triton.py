@@ -1,4 +1,4 @@
-"""The product with packed weights in Triton; hyenadna.kernels.packed_matmul holds the equations and the packing.
+"""The product with packed weights in Triton; hyenadna.kernels.packed_matmul holds the equations.
 
 A program computes a tile of y, or of the gradient for x. On its way along the sum it makes one tile of W after the
 other in registers, in float32, rounds it to x's dtype and multiplies on the tensor cores: W is never in memory, going
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyenadna.kernels.backend import interpreting, reported
 from hyenadna.kernels.configuration import Configuration
-from hyenadna.kernels.packed_matmul import PackedWeight, packed_bytes, planes
+from hyenadna.kernels.packed_weight import PackedWeight, packed_bytes, planes
 
 _NARROWEST, _WIDEST = 16, 32
 """Columns of a tile of W: no fewer than the tensor cores take, no more than the registers hold."""

@@ -5,7 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hyenadna.kernels.implicit_filter import SineNetwork, hidden_layer, implicit_filter, taps
+from hyenadna.kernels.implicit_filter import hidden_layer, implicit_filter, taps
+from hyenadna.kernels.sine_network import SineNetwork
 
 
 class Sine(nn.Module):

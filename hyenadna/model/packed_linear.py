@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenadna.errors import NotFiniteError, ShapeError
-from hyenadna.kernels.packed_matmul import Bits, dequantize, pack, packed_bytes, packed_matmul
+from hyenadna.kernels.packed_matmul import packed_matmul
+from hyenadna.kernels.packed_weight import Bits, dequantize, pack, packed_bytes
 from hyenadna.model.config import Quantization
 
 _SCALES_TOGETHER = 128

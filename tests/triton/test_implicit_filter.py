@@ -9,13 +9,8 @@ from oracles import assert_as_exact_as, implicit_filter_in_numpy, relative_error
 
 from hyenadna.errors import KernelError
 from hyenadna.kernels import implicit_filter_triton
-from hyenadna.kernels.implicit_filter import (
-    SineNetwork,
-    decay_rates,
-    implicit_filter,
-    implicit_filter_reference,
-    positional_features,
-)
+from hyenadna.kernels.implicit_filter import implicit_filter, implicit_filter_reference
+from hyenadna.kernels.sine_network import SineNetwork, decay_rates, positional_features
 
 T, SHIFT = 1000, 0.05
 WIDTHS = [(1, 64, 3), (64, 16, 5), (65, 24, 7), (200, 128, 17), (3, 24, 33)]

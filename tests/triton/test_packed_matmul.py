@@ -6,7 +6,8 @@ from oracles import assert_as_exact_as, relative_error
 
 from hyenadna.errors import KernelError
 from hyenadna.kernels import backend, packed_matmul_triton
-from hyenadna.kernels.packed_matmul import dequantize, pack, packed_matmul, packed_matmul_reference
+from hyenadna.kernels.packed_matmul import packed_matmul, packed_matmul_reference
+from hyenadna.kernels.packed_weight import dequantize, pack
 
 BITS = (1, 2, 3, 4, 8)
 
