@@ -16,7 +16,8 @@ from hyenadna.errors import UsageError
 from hyenadna.finetune import bench_report
 from hyenadna.finetune import finetune as module
 from hyenadna.finetune.baselines import Baseline
-from hyenadna.finetune.bench import BenchConfig, Entry, runs
+from hyenadna.finetune.bench import BenchConfig, runs
+from hyenadna.finetune.bench_report import Entry
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.recipe import Recipe, Suite
 from hyenadna.finetune.train import Trainer

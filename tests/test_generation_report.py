@@ -17,7 +17,7 @@ from hyenadna.data.splits import bed_split, splits_to_json
 from hyenadna.errors import InputError
 from hyenadna.inference.generation_reference import Reference
 from hyenadna.inference.generation_report import GenerationReport, report
-from hyenadna.inference.generation_report_files import FILES
+from hyenadna.inference.generation_report_files import FILES, text, write
 from hyenadna.inference.likelihood import likelihoods
 
 LENGTH = 60
@@ -54,7 +54,10 @@ def fasta(tmp_path_factory) -> Path:
 
 def of(sequences: list[str], model, fasta: Path | None, out: Path | None = None) -> GenerationReport:
     folder = None if fasta is None else fasta.parent
-    return report([Written(s) for s in sequences], model=model, reference=fasta, out=out, model_folder=folder)
+    found = report([Written(s) for s in sequences], model=model, reference=fasta, model_folder=folder)
+    if out is not None:
+        write(found, out)
+    return found
 
 
 def test_a_copy_of_the_training_part_is_told_and_one_of_the_held_out_part_is_not(model, fasta) -> None:
@@ -68,8 +71,8 @@ def test_a_copy_of_the_training_part_is_told_and_one_of_the_held_out_part_is_not
     assert 3 in found.beyond_held_out
     held_out_longest = max(match.length for match in found.held_out.matches)
     assert all(found.generated.matches[row].length > held_out_longest for row in found.beyond_held_out)
-    assert f"{len(found.beyond_held_out)} of 8 generated sequences match over more" in found.text
-    assert "the longest: sequence 4, 60 bp from base 1 on = two:7,001-7,060 (-)" in found.text
+    assert f"{len(found.beyond_held_out)} of 8 generated sequences match over more" in text(found)
+    assert "the longest: sequence 4, 60 bp from base 1 on = two:7,001-7,060 (-)" in text(found)
 
 
 def test_what_is_like_the_genome_is_within_the_yardstick_and_other_composition_is_not(model, fasta) -> None:
@@ -101,7 +104,7 @@ def test_without_a_reference_the_sequences_are_described(model, tmp_path) -> Non
     found = of(["ACGTTGCA" * 6, "AAAAAAAACGCGCGCGCGCGCG"], model, None, tmp_path / "out")
     assert found.held_out is None and found.beyond_held_out is None
     assert found.generated.shares["in homopolymers of 6 bp or more"].value == pytest.approx(8 / 70)
-    assert "no reference was given" in found.text
+    assert "no reference was given" in text(found)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"generation.json", "sequences.png", "sequences.tsv"}
     assert json.loads((tmp_path / "out" / "generation.json").read_text())["generated"]["lengths"] == [48, 22]

@@ -13,8 +13,9 @@ from checkpoints import small_model
 
 from hyenadna.data.intervals import Interval, Region
 from hyenadna.errors import InputError, UsageError
-from hyenadna.inference import saturation
-from hyenadna.inference.saturation import by_base, saturate
+from hyenadna.inference import saturation_pieces
+from hyenadna.inference.saturation import saturate
+from hyenadna.inference.saturation_pieces import by_base
 from hyenadna.inference.saturation_plots import mean_losses, saturation_figure
 from hyenadna.inference.variant_scores import VariantScore, VariantScorer
 
@@ -56,7 +57,7 @@ class Scorer:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(saturation, "_TOGETHER", 10)
+    monkeypatch.setattr(saturation_pieces, "_TOGETHER", 10)
 
 
 def expected():

@@ -18,7 +18,7 @@ from hyenadna.data.alleles import Variant
 from hyenadna.data.reference_check import Genome
 from hyenadna.data.vcf import open_vcf
 from hyenadna.errors import UsageError
-from hyenadna.inference import score_vcf, variant_background, variant_markov
+from hyenadna.inference import score_vcf, trinucleotides, variant_background, variant_markov
 from hyenadna.inference.score_config import ScoreConfig
 from hyenadna.inference.variant_scores import VariantScorer
 
@@ -33,7 +33,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(variant_background, "PER_CLASS", 2)
-    monkeypatch.setattr(variant_background, "LEAST", 2)
+    for module in (trinucleotides, variant_background):
+        monkeypatch.setattr(module, "LEAST", 2)
     write_fasta(tmp_path / "ref.fa")
     write_vcf(tmp_path / "in.vcf", records(40))
     monkeypatch.chdir(tmp_path)

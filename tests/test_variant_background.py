@@ -15,7 +15,8 @@ from hyenadna.data.alphabet import reverse_complement
 from hyenadna.data.intervals import Interval
 from hyenadna.errors import InputError
 from hyenadna.inference import variant_background
-from hyenadna.inference.variant_background import Background, background_of, held_out, trinucleotide_change
+from hyenadna.inference.trinucleotides import Background, trinucleotide_change
+from hyenadna.inference.variant_background import background_of, held_out
 from hyenadna.inference.variant_scores import VariantScore, VariantScorer
 
 GENOME = FakeGenome(c=random_bases(30_000, 1), d=random_bases(20_000, 2) + "N" * 200)

@@ -14,7 +14,7 @@ from hyenadna import HyenaDNA
 from hyenadna.data.alleles import Variant, normalized
 from hyenadna.data.alphabet import BASES, reverse_complement
 from hyenadna.errors import IntervalError, NotFiniteError, UsageError
-from hyenadna.inference.variant_background import Background
+from hyenadna.inference.trinucleotides import Background
 from hyenadna.inference.variant_scores import VariantScorer
 from hyenadna.model.hub import STARTER
 

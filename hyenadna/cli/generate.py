@@ -60,7 +60,7 @@ def generate(
     written = _written(config, parts, quiet_stdout=as_json)
     result = _result(config, network, written, time.perf_counter() - start)
     if config.report is not None:
-        result |= _report(config, network, [one for _, _, one in written])
+        result |= _report(config, config.report, network, [one for _, _, one in written])
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     elif config.out != "-":
@@ -246,11 +246,11 @@ def _folder(model: str) -> Path:
     return find_model(model)
 
 
-def _report(config: GenerateConfig, network: "HyenaDNA", sequences: list["Generated"]) -> dict[str, Any]:
+def _report(config: GenerateConfig, folder: Path, network: "HyenaDNA", sequences: list["Generated"]) -> dict[str, Any]:
     from hyenadna.inference.generation_report import report
+    from hyenadna.inference.generation_report_files import text, write
 
-    found = report(
-        sequences, model=network, reference=config.reference, out=config.report, model_folder=_folder(config.model)
-    )
-    notice(found.text)
+    found = report(sequences, model=network, reference=config.reference, model_folder=_folder(config.model))
+    write(found, folder)
+    notice(text(found))
     return {"report": found.json()}

@@ -4,12 +4,15 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hyenadna.errors import UsageError
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.recipe import Recipe
 from hyenadna.progress import notice
+
+if TYPE_CHECKING:
+    from hyenadna.finetune.bench_report import Entry
 
 Method = Literal["full", "head", "lora", "soft-prompt"]
 Init = Literal["pretrained", "random"]
@@ -56,22 +59,6 @@ class BenchConfig:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One set, trained in one way."""
-
-    name: str
-    """The set."""
-    method: Method
-    init: Init
-    command: str
-    """What repeats it."""
-    seconds: float
-    """Of all epochs of all its trainings."""
-    report: dict[str, Any]
-    """The run's report.json."""
-
-
 def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneConfig]]:
     """The fine-tuning runs of a benchmark with the names of their sets, set by set."""
     for name in recipe.chosen(config.sets):
@@ -99,7 +86,7 @@ def runs(recipe: Recipe, config: BenchConfig) -> Iterator[tuple[str, FinetuneCon
             )
 
 
-def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> list[Entry]:
+def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> "list[Entry]":
     """Train everything that is not trained yet, and write the tables after each run."""
     # these import torch and pydantic, which the command's help does not need
     from hyenadna.finetune import bench_report
@@ -107,13 +94,13 @@ def bench(recipe: Recipe, config: BenchConfig, *, overwrite: bool = False) -> li
     from hyenadna.pretrain.configured_folder import command
     from hyenadna.pretrain.metrics_file import read_metrics
 
-    entries: list[Entry] = []
+    entries = list[bench_report.Entry]()
     for name, run in runs(recipe, config):
         notice(f"{name}: {run.method}, {run.init} weights")
         # simple models depend on neither method nor weights
         folder = finetune(run, overwrite=overwrite, baselines_in=run.out.parent / "baselines").folder
         report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
         seconds = sum(row["seconds"] for path in folder.path.rglob("metrics.csv") for row in read_metrics(path))
-        entries.append(Entry(name, run.method, run.init, command(run), seconds, report))
+        entries.append(bench_report.Entry(name, run.method, run.init, command(run), seconds, report))
         bench_report.write(recipe, entries, config.out)
     return entries

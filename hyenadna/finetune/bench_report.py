@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from hyenadna import __version__, machine, plots
 from hyenadna.files import write_json
 from hyenadna.finetune.comparison import MODEL
 from hyenadna.finetune.recipe import Recipe
-
-if TYPE_CHECKING:
-    from hyenadna.finetune.bench import Entry
 
 _METRICS = ("accuracy", "mcc", "auroc")
 _HEADER = (
@@ -24,7 +21,23 @@ _HEADER = (
 )  # fmt: skip
 
 
-def write(recipe: Recipe, entries: Sequence["Entry"], folder: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One set, trained in one way."""
+
+    name: str
+    """The set."""
+    method: str
+    init: str
+    command: str
+    """What repeats it."""
+    seconds: float
+    """Of all epochs of all its trainings."""
+    report: dict[str, Any]
+    """The run's report.json."""
+
+
+def write(recipe: Recipe, entries: Sequence[Entry], folder: Path) -> None:
     """Write bench.tsv, bench.json and bench.png."""
     plots.write_tsv(folder / "bench.tsv", _HEADER, [_row(recipe, entry) for entry in entries])
     about = {"suite": recipe.suite, "hyenadna": __version__, "machine": machine.describe()}
@@ -35,7 +48,7 @@ def write(recipe: Recipe, entries: Sequence["Entry"], folder: Path) -> None:
     plots.write_png(drawn, folder / "bench.png")
 
 
-def text(recipe: Recipe, entries: Sequence["Entry"]) -> str:
+def text(recipe: Recipe, entries: Sequence[Entry]) -> str:
     """For people: a block for each set, with the suite's own metric in percent and what stands beside it."""
     lines = [f"{recipe.title}, {recipe.metric} in percent [95 % interval over trainings and test rows]"]
     for name in dict.fromkeys(entry.name for entry in entries):
@@ -60,7 +73,7 @@ def _line(method: str, weights: str, full: str, without: str, difference: str) -
     return f"  {method:<13}{weights:<12}{full:<21}{without:<21}{difference}".rstrip()
 
 
-def draw(ax: Any, recipe: Recipe, entries: Sequence["Entry"]) -> Any:
+def draw(ax: Any, recipe: Recipe, entries: Sequence[Entry]) -> Any:
     """Each set a group of rows: ours with 95 % intervals, the best simple model, and published numbers as ticks."""
     ways = list(dict.fromkeys((entry.method, entry.init) for entry in entries))
     names = list(dict.fromkeys(entry.name for entry in entries))
@@ -96,7 +109,7 @@ _Numbers = dict[str, float | None]
 
 
 def _found(
-    recipe: Recipe, entry: "Entry"
+    recipe: Recipe, entry: Entry
 ) -> tuple[tuple[int, int, int], _Numbers, _Numbers | None, tuple[str, _Numbers] | None]:
     """Rows (train, test, copies), the metric on all test rows and on those without copies, and the best baseline."""
     report = entry.report
@@ -109,7 +122,7 @@ def _found(
     return (rows["train"], rows["test"], copies), full["models"][MODEL][recipe.metric], ours, baseline
 
 
-def _row(recipe: Recipe, entry: "Entry") -> list[Any]:
+def _row(recipe: Recipe, entry: Entry) -> list[Any]:
     rows, _, without, baseline = _found(recipe, entry)
     full = entry.report["tests"]["full"]
     cells: list[Any] = [entry.name, entry.method, entry.init, *rows, len(entry.report["runs"])]
@@ -138,7 +151,7 @@ def _triple(found: _Numbers | None) -> tuple[float | None, ...]:
     return (None,) * 3 if found is None else (found["value"], found["low"], found["high"])
 
 
-def _difference(recipe: Recipe, entry: "Entry") -> _Numbers | None:
+def _difference(recipe: Recipe, entry: Entry) -> _Numbers | None:
     """The model minus the best baseline, paired."""
     full = entry.report["tests"]["full"]
     best = _best(recipe, full)

@@ -19,7 +19,6 @@ from hyenadna.data.splits import read_splits
 from hyenadna.errors import InputError
 from hyenadna.inference.bootstrap import Bootstrap, Estimate
 from hyenadna.inference.generation_reference import Reference
-from hyenadna.inference.generation_report_files import text, write
 from hyenadna.inference.likelihood import likelihoods
 from hyenadna.inference.longest_match import Match, longest_matches
 from hyenadna.inference.sequence_statistics import SPECTRA, jensen_shannon, shares, spectra
@@ -94,11 +93,6 @@ class GenerationReport:
         longest = max(match.length for match in self.held_out.matches)
         return tuple(row for row, match in enumerate(self.generated.matches) if match.length > longest)
 
-    @property
-    def text(self) -> str:
-        """For people to read."""
-        return text(self)
-
     def json(self) -> dict[str, Any]:
         """All numbers; NaN where something could not be measured."""
         return dataclasses.asdict(self) | {"beyond_held_out": self.beyond_held_out}
@@ -109,13 +103,12 @@ def report(
     *,
     model: HyenaDNA,
     reference: Path | None,
-    out: Path | None,
     model_folder: Path | None = None,
     seed: int = 0,
     batch_tokens: int = 1 << 13,
     dtype: torch.dtype = torch.float32,
 ) -> GenerationReport:
-    """Measure what was generated, and write tables and plots.
+    """Measure what was generated.
 
     Parameters
     ----------
@@ -126,8 +119,6 @@ def report(
     reference : Path, optional
         A FASTA file or a pack. Without one there is nothing to compare with, and only the generated sequences are
         described.
-    out : Path, optional
-        Folder for generation.json, and tables (TSV) with their plots (PNG).
     model_folder : Path, optional
         Its split.json says what of the reference the model was trained on and what is held out, as for `hyena
         evaluate`; a genome that it does not know is split anew.
@@ -139,7 +130,6 @@ def report(
     Raises
     ------
     InputError              nothing was generated; the reference is no FASTA file, or has no window of these lengths
-    WriteError              the disk is full or the folder read-only
     """
     letters = [written.sequence for written in sequences]
     if not letters or not all(letters):
@@ -151,13 +141,9 @@ def report(
     as_written = _ratio(counts[:, 1], counts[:, 0])
     measure = _Measure(model, batch_tokens, dtype)
     if reference is None:
-        result = GenerationReport(measure.sample("generated", letters), None, None, None, as_written, None)
-    else:
-        genome = reference_of(reference, model_folder, max(map(len, letters)))
-        result = _compared(letters, genome, measure, as_written, seed)
-    if out is not None:
-        write(result, out)
-    return result
+        return GenerationReport(measure.sample("generated", letters), None, None, None, as_written, None)
+    genome = reference_of(reference, model_folder, max(map(len, letters)))
+    return _compared(letters, genome, measure, as_written, seed)
 
 
 def reference_of(path: Path, model_folder: Path | None, longest: int) -> Reference:

@@ -11,7 +11,7 @@ from hyenadna.plots import SERIES, errors, figure, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hyenadna.inference.many_shot_report import Curve
+    from hyenadna.inference.many_shot_scores import Curve
 
 _MARKERS = "os^vDPX"
 _ASIDE = 0.09  # of a doubling

@@ -22,18 +22,6 @@ _LEFT, _CELL = 20, 18
 _SIGNIFICANT = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """Right answers of an arm or of a simple model, by number of examples a class."""
-
-    by_shots: dict[int, dict[int, NDArray[np.float64]]]
-    """Number of examples to seed to (Q,): 1 for a right answer."""
-
-    def accuracy(self, k: int) -> Estimate:
-        """Over seeds and queries."""
-        return scores.mean_over(np.stack(list(self.by_shots[k].values())))
-
-
 class Report:
     """A probe's cells, summed up.
 
@@ -88,7 +76,7 @@ class Report:
         write_plot(folder / "accuracy.png", self.calibrated, self.baselines, 1 / len(self.task.classes))
         return found | {"text": self.text(found) + f"\n{folder}: report.json, cells.tsv, accuracy.png"}
 
-    def _curve(self, arm: str, *, calibrate: bool) -> Curve:
+    def _curve(self, arm: str, *, calibrate: bool) -> scores.Curve:
         by_shots: dict[int, dict[int, NDArray[np.float64]]] = {}
         none = next((cell for cell in self.cells if cell.key.arm == NONE), None)
         # without examples nothing was flipped
@@ -96,7 +84,7 @@ class Report:
             by_shots[0] = dict.fromkeys(self.seeds, self._correct(none, calibrate))
         for cell in sorted((cell for cell in self.cells if cell.key.arm == arm), key=lambda cell: cell.key[::-1]):
             by_shots.setdefault(cell.key.shots, {})[cell.key.seed] = self._correct(cell, calibrate)
-        return Curve(by_shots)
+        return scores.Curve(by_shots)
 
     def _correct(self, cell: Cell, calibrate: bool) -> NDArray[np.float64]:
         said = cell.answers.calibrated if calibrate else cell.answers.raw
@@ -105,13 +93,13 @@ class Report:
     def _right(self, arm: str) -> NDArray[np.int64]:
         return right_answers(arm, self.task.answers, len(self.task.classes))
 
-    def _baselines(self) -> dict[str, Curve]:
+    def _baselines(self) -> dict[str, scores.Curve]:
         """The simple models on the examples of the prompts with true labels."""
         shots = [k for k in max(self.shots.values(), key=len) if k]
         if not shots:
             return {}
         models = Baselines(self.task)
-        curves: dict[str, Curve] = {name: Curve({k: {} for k in shots}) for name in NAMES}
+        curves: dict[str, scores.Curve] = {name: scores.Curve({k: {} for k in shots}) for name in NAMES}
         for seed in self.seeds:
             blocks = self.task.blocks(shots, seed)
             for number, k in enumerate(shots, 1):

@@ -6,6 +6,7 @@ answers behind one prompt. So seeds and queries are both drawn with replacement,
 bootstrap), and what is compared is drawn together: the same seeds and queries on both sides.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -128,3 +129,15 @@ def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> tu
         return math.nan, math.nan
     found = spearmanr(one, other)
     return float(found.statistic), float(found.pvalue)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Right answers of an arm or of a simple model, by number of examples a class."""
+
+    by_shots: dict[int, dict[int, NDArray[np.float64]]]
+    """Number of examples to seed to (Q,): 1 for a right answer."""
+
+    def accuracy(self, k: int) -> Estimate:
+        """Over seeds and queries."""
+        return mean_over(np.stack(list(self.by_shots[k].values())))

@@ -5,8 +5,7 @@ strand; the strand of a BED line is kept beside them and changes none of them. R
 own substitutions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,15 +15,13 @@ from numpy.typing import NDArray
 from hyenadna.data.alleles import BaseSource, Variant
 from hyenadna.data.intervals import Region
 from hyenadna.errors import UsageError
+from hyenadna.inference.saturation_files import saturation_file
+from hyenadna.inference.saturation_pieces import Piece, by_base, pieces
 from hyenadna.inference.variant_scores import VariantScore
 from hyenadna.progress import notice, progress
 
-BASES = "ACGT"
-"""The columns of whatever has one for each base."""
 MOST_PLOTTED = 400
 """Bases of a region that is drawn."""
-_TOGETHER = 256
-"""Bases that are scored between two writes: some seconds of a model's work on two CPUs."""
 
 
 class Scorer(Protocol):
@@ -36,42 +33,6 @@ class Scorer(Protocol):
 
     def score(self, variants: Sequence[Variant]) -> list[VariantScore]:
         """The scores of variants, in their order."""
-
-
-class Piece(NamedTuple):
-    """Some bases of a region that are scored together."""
-
-    number: int
-    """Of the region, from 0."""
-    region: Region
-    start: int
-    """On the contig, 0-based."""
-    letters: str
-    """The reference, upper case."""
-
-    @property
-    def variants(self) -> list[Variant]:
-        """All substitutions of its A, C, G and T, from left to right, the alternatives in alphabetical order."""
-        return [
-            Variant(self.region.interval.contig, start, ref, alt)
-            for start, ref in enumerate(self.letters, self.start)
-            if ref in BASES
-            for alt in BASES
-            if alt != ref
-        ]
-
-
-class SaturationFile(AbstractContextManager["SaturationFile"], Protocol):
-    """A file to which pieces and the scores of their variants are added in order."""
-
-    def holds(self, piece: Piece) -> bool:
-        """Whether an earlier run wrote this piece."""
-
-    def append(self, piece: Piece, scores: Sequence[VariantScore]) -> None:
-        """Write a piece behind all others."""
-
-    def finish(self) -> None:
-        """Complete the file; without this it stays incomplete or is not put into its place."""
 
 
 class Saturated(NamedTuple):
@@ -118,8 +79,6 @@ def saturate(
     InputError              a TSV was begun with other regions
     WriteError              the disk is full
     """
-    from hyenadna.inference.saturation_files import saturation_file
-
     check_places(regions, out, plot, overwrite=overwrite)
     drawn = list[tuple[Piece, NDArray[np.float64]]]()
     substitutions = earlier = 0
@@ -166,37 +125,6 @@ def check_places(regions: Sequence[Region], out: Path | None, plot: Path | None,
             f"--plot draws the first region, {first}, which has {len(first):,} bases; it takes up to {MOST_PLOTTED}: "
             "put a shorter one first, or leave --plot out"
         )
-
-
-def pieces(genome: BaseSource, regions: Sequence[Region]) -> Iterator[Piece]:
-    """The regions in pieces, whose borders depend on the region alone."""
-    for number, region in enumerate(regions):
-        contig, first, end = region.interval.contig, region.interval.start, region.interval.end
-        for start in range(first, end, _TOGETHER):
-            yield Piece(number, region, start, genome.fetch(contig, start, min(start + _TOGETHER, end)))
-
-
-def by_base(letters: str, values: Sequence[float], reference: float = 0.0) -> NDArray[np.float64]:
-    """The values of all substitutions, (L, 4) for A, C, G, T.
-
-    Parameters
-    ----------
-    letters : str
-        L letters in upper case.
-    values : sequence of float
-        Of each substitution, in the order of `Piece.variants`.
-    reference : float
-        What stands for the reference's own base; NaN stands where the letter is not A, C, G or T.
-
-    Examples
-    --------
-    >>> by_base("CN", [1.0, 2.0, 3.0]).tolist()
-    [[1.0, 0.0, 2.0, 3.0], [nan, nan, nan, nan]]
-    """
-    own = np.array(list(letters))[:, None] == np.array(list(BASES))
-    table = np.where(own, reference, np.nan)
-    table[own.any(axis=1, keepdims=True) & ~own] = values
-    return table
 
 
 def _plot(

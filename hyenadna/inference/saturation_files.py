@@ -12,17 +12,18 @@ numbers come from.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenadna.data.alphabet import BASES
 from hyenadna.files import atomic_write
 from hyenadna.inference.line_file import LineFile, cell, table_header
-from hyenadna.inference.saturation import BASES, Piece, SaturationFile, by_base
+from hyenadna.inference.saturation_pieces import Piece, by_base
 from hyenadna.inference.score_lines import COLUMNS, texts
 from hyenadna.inference.variant_scores import Flag, VariantScore
 
@@ -32,6 +33,19 @@ _KEY = 5
 """The first columns of a table, which say what was scored: contig, pos, id, ref, alt."""
 _ROWS = 1 << 12
 """Of a chunk of HDF5."""
+
+
+class SaturationFile(AbstractContextManager["SaturationFile"], Protocol):
+    """A file to which pieces and the scores of their variants are added in order."""
+
+    def holds(self, piece: Piece) -> bool:
+        """Whether an earlier run wrote this piece."""
+
+    def append(self, piece: Piece, scores: Sequence[VariantScore]) -> None:
+        """Write a piece behind all others."""
+
+    def finish(self) -> None:
+        """Complete the file; without this it stays incomplete or is not put into its place."""
 
 
 def saturation_file(path: Path | None, about: Mapping[str, Any], *, overwrite: bool = False) -> SaturationFile:

@@ -8,7 +8,6 @@ known, and are scored by the same model, window, strand and dtype.
 A percentile of n ratios is known to about 50 / sqrt(n) points in the middle: 6 of 64.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -16,26 +15,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hyenadna.data.alleles import BaseSource, Variant
-from hyenadna.data.alphabet import BASES, reverse_complement
+from hyenadna.data.alphabet import BASES
 from hyenadna.data.intervals import Interval, kept_contigs
 from hyenadna.data.splits import read_splits
 from hyenadna.errors import InputError, WriteError
 from hyenadna.files import cache_folder, write_json
+from hyenadna.inference.trinucleotides import LEAST, Background, folded_change, trinucleotide_change
+from hyenadna.inference.variant_scores import VariantScorer
 from hyenadna.progress import notice, progress
-
-if TYPE_CHECKING:
-    from hyenadna.inference.variant_scores import VariantScorer
 
 PER_CLASS = 64
 """SNVs of each trinucleotide change that are scored, where there are so many."""
-LEAST = 20
-"""Of a change with fewer SNVs no percentile is given."""
 
 _VERSION = 1
 _PER_STRETCH = 4
@@ -43,44 +38,6 @@ _PER_STRETCH = 4
 _MOST_STRETCHES = 2048
 _TOGETHER = 1024
 _GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Background:
-    """Ratios of evenly spread SNVs, by trinucleotide change."""
-
-    ratios: Mapping[str, NDArray[np.float64]]
-    """Of each change, such as 'ACG>T' (the reference with a base on each side, the new middle base), ascending."""
-    folded: bool
-    """Whether a change stands for its reverse complement too, under the name that comes first in the alphabet."""
-    where: str
-    """Of which sequence the SNVs are, and how many, in words."""
-
-    def percentile(self, change: str, llr: float) -> float:
-        """The share in percent of the change's ratios below `llr`, and half of those equal to it.
-
-        NaN where fewer than `LEAST` are known.
-
-        Examples
-        --------
-        >>> background = Background({"ACG>T": np.arange(100.0)}, folded=True, where="")
-        >>> background.percentile("ACG>T", 25.5), background.percentile("CGT>A", 25.0)
-        (26.0, 25.5)
-        """
-        known = self.ratios.get(_folded(change) if self.folded else change)
-        if known is None or len(known) < LEAST:
-            return math.nan
-        return 50.0 * float(np.searchsorted(known, llr, "left") + np.searchsorted(known, llr, "right")) / len(known)
-
-
-def trinucleotide_change(variant: Variant, genome: BaseSource) -> str | None:
-    """The class of an SNV, such as 'ACG>T'; None for other variants, at a contig's ends, and beside other letters."""
-    contig, start, ref, alt = variant
-    if not (len(ref) == len(alt) == 1 and 0 < start < genome.lengths[contig] - 1):
-        return None
-    around = genome.fetch(contig, start - 1, start + 2)
-    change = f"{around[0]}{ref}{around[2]}>{alt}"
-    return change if set(change) <= set(BASES + ">") else None
 
 
 def held_out(split: Path, lengths: Mapping[str, int]) -> tuple[Interval, ...] | None:
@@ -103,7 +60,7 @@ def held_out(split: Path, lengths: Mapping[str, int]) -> tuple[Interval, ...] | 
 
 
 def background_of(
-    scorer: "VariantScorer", intervals: Sequence[Interval] | None = None, *, fingerprint: str | None = None
+    scorer: VariantScorer, intervals: Sequence[Interval] | None = None, *, fingerprint: str | None = None
 ) -> Background:
     """The background of a scorer: of its model, genome, window, strand and dtype.
 
@@ -137,7 +94,7 @@ def background_of(
     return background
 
 
-def _measured(scorer: "VariantScorer", intervals: Sequence[Interval], where: str) -> Background:
+def _measured(scorer: VariantScorer, intervals: Sequence[Interval], where: str) -> Background:
     folded = scorer.strand == "both"
     variants = list(_spread(scorer.genome, intervals, scorer.window // 4, folded))
     notice(
@@ -193,7 +150,7 @@ def _substitutions(genome: BaseSource, contig: str, position: int, folded: bool)
         variant = Variant(contig, position, own, base)
         change = trinucleotide_change(variant, genome) if base != own else None
         if change is not None:
-            yield variant, _folded(change) if folded else change
+            yield variant, folded_change(change) if folded else change
 
 
 def _golden(n: int) -> Iterator[int]:
@@ -206,13 +163,7 @@ def _golden(n: int) -> Iterator[int]:
             yield number
 
 
-def _folded(change: str) -> str:
-    """The name of a change and its reverse complement."""
-    before, after = change.split(">")
-    return min(change, f"{reverse_complement(before)}>{reverse_complement(after)}")
-
-
-def _about(scorer: "VariantScorer", intervals: Sequence[Interval], fingerprint: str) -> dict[str, Any]:
+def _about(scorer: VariantScorer, intervals: Sequence[Interval], fingerprint: str) -> dict[str, Any]:
     """All that a background depends on."""
     from hyenadna.model.weights import base_sha256
 

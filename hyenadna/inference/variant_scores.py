@@ -26,7 +26,7 @@ from hyenadna.data.reference_check import reference_verdict
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import IntervalError
 from hyenadna.inference.likelihood import Strand, context_of, is_base
-from hyenadna.inference.variant_background import Background, trinucleotide_change
+from hyenadna.inference.trinucleotides import Background, trinucleotide_change
 from hyenadna.inference.variant_markov import VariantMarkov
 from hyenadna.inference.variant_readings import Reading, ratios
 from hyenadna.inference.variant_windows import (
