@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,19 @@ def test_imports_point_downwards(path):
         # HyenaDNA.generate is a door to what builds on the model, which is loaded when it is called
         doors = {"inference"} if relative(path) == "model/language_model.py" else set()
         assert parts - LEAVES - {here} <= MAY_IMPORT[here] | {"HyenaDNA", "HyenaConfig"} | doors
+
+
+def test_no_files_import_each_other_in_a_circle():
+    sorter = TopologicalSorter[str]()
+    for path in FILES:
+        name = "hyenadna." + relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        if name == "hyenadna.model.language_model":
+            continue  # its from_pretrained, save_pretrained and generate are doors to what builds on it
+        for found in imported(path):
+            module = found if found in MODULES else found.rpartition(".")[0]
+            if module in MODULES and module != name:
+                sorter.add(name, module)
+    sorter.prepare()  # raises CycleError, which names the circle
 
 
 def test_model_needs_torch_alone():
