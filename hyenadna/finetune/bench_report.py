@@ -65,7 +65,8 @@ def text(recipe: Recipe, entries: Sequence[Entry]) -> str:
             lines.append(_line(entry.method, entry.init, *percents))
         if baseline is not None:
             lines.append(f"  best simple model: {baseline[0]}, {_percent(baseline[1])}")
-        lines.append(f"  published: {_published(recipe, name)}")
+        if recipe.sets[name]:
+            lines.append(f"  published: {_published(recipe, name)}")
     return "\n".join(lines)
 
 
