@@ -62,7 +62,7 @@ def measure(name: str, n: int | None, flags: argparse.Namespace) -> dict[str, An
         "rows": report["settings"]["rows"],
         "metric": report["main_metric"],
         "model": report["tests"]["full"]["models"]["language model"][report["main_metric"]],
-        "adapter_bytes": (folder.adapter / "adapter.safetensors").stat().st_size,
+        "adapter_bytes": sum(path.stat().st_size for path in folder.adapter.rglob("*.safetensors")),
         "epoch_seconds": statistics.median(row["seconds"] for row in metrics),
         "command": command(config),
     }
@@ -98,7 +98,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     ax.set_xticks(range(len(LENGTHS)), [f"{n}" for n in LENGTHS])
     ax.set_xlabel("learnt embeddings before the sequence")
     ax.set_ylabel(points[0]["metric"])
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     ax.set_title("Soft prompts: 95 % intervals over trainings and test rows", fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     plots.write_png(drawn, path)
