@@ -44,6 +44,18 @@ def records(text):
     ]
 
 
+def test_a_prompt_longer_than_a_file_name_may_be(tmp_path):
+    small_model(layers="HS", filter_length=402).save_pretrained(tmp_path / "model")
+    (tmp_path / "there.fa").write_text("")
+    prompt = "ACGT" * 75
+    given = ("-m", tmp_path / "model", "--prompt", prompt, "--length", 4)
+    to_stdout = run(*given)
+    assert to_stdout.exit_code == 0, to_stdout.output
+    to_file = run(*given, "-o", tmp_path / "there.fa", "--overwrite")
+    assert to_file.exit_code == 0, to_file.output
+    assert records((tmp_path / "there.fa").read_text()) == records(to_stdout.stdout)
+
+
 def test_from_nothing_to_stdout(folder, model):
     ended = run("-m", folder, "--length", 100, "--count", 3, "--seed", 5)
     assert ended.exit_code == 0, ended.output
@@ -79,6 +91,8 @@ def test_behind_the_prompts_of_a_file(folder, model, tmp_path):
     refused = run("-m", folder, "--length", 5, "-o", out)
     assert refused.exit_code == 2 and "exists; give another name, or --overwrite to replace it" in refused.stderr
     assert run("-m", folder, "--length", 5, "-o", out, "--overwrite").exit_code == 0
+    own = run("-m", folder, "--length", 5, "--prompt", out, "-o", out, "--overwrite")
+    assert own.exit_code == 2 and "is an input itself; give another name" in own.stderr
     assert len(records(out.read_text())) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["in.fa", "out.fa"]
     from_pipe = run("-m", folder, "--prompt", "-", *options, text=prompts.read_text())
     assert [sequence for _, sequence in records(from_pipe.stdout)] == wanted

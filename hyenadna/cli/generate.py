@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -70,11 +71,7 @@ def generate(
 
 
 def _check_places(config: GenerateConfig, *, overwrite: bool) -> None:
-    out = Path(config.out)
-    if config.out != "-" and out.is_dir():
-        raise UsageError(f"-o {config.out} is a folder; name a file in it")
-    if config.out != "-" and out.exists() and not overwrite:
-        raise UsageError(f"-o {config.out} exists; give another name, or --overwrite to replace it")
+    options.out_file(config.out, (config.prompt, config.reference), overwrite=overwrite)
     if config.report is None:
         return
     from hyenadna.inference.generation_report_files import FILES
@@ -106,7 +103,8 @@ def _prompts(config: GenerateConfig) -> list[tuple[str, str]]:
     given = config.prompt
     if not given:
         return [("generated", "")]
-    if given != "-" and not Path(given).is_file():
+    # a Path raises where a sequence is too long for a name
+    if given != "-" and not os.path.isfile(given):  # noqa: PTH113
         if set(given.upper()) - set(IUPAC):
             raise InputError(f"--prompt {given[:80]}: there is no such file, and it is no sequence of nucleotides")
         return [("generated", checked_prompt(given))]

@@ -1,5 +1,6 @@
 """Options that several verbs take, said once."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -58,7 +59,9 @@ def out_file(out: str, inputs: Iterable[str | Path | None], *, overwrite: bool) 
     path = Path(out)
     if path.is_dir():
         raise UsageError(f"-o {out} is a folder; name a file in it")
-    if path.exists() and any(Path(given).exists() and path.samefile(given) for given in inputs if given is not None):
+    # an input may be a sequence too long for a name, where a Path raises
+    there = [given for given in inputs if given is not None and os.path.exists(given)]  # noqa: PTH110
+    if path.exists() and any(path.samefile(given) for given in there):
         raise UsageError(f"-o {out} is an input itself; give another name")
     if path.exists() and not overwrite:
         raise UsageError(f"-o {out} exists; give another name, or --overwrite to replace it")
