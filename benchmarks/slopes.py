@@ -8,8 +8,9 @@ the same data for every family, so that a seed's results differ by the family al
 
 - memory: random bases, among which a token that DNA does not use announces one of the four, and SEP asks, so many bases
   later, for the one announced last; the model must hold it that long, and not take an older one for it. Only the
-  answers are scored; a model that remembers nothing has 2 bits. Distances 8 to 1,000 are trained together, a row each;
-  the short ones fill their rows with answers and are learnt first, without which nothing is learnt in so few steps.
+  answers are scored; a model that remembers nothing has 2 bits. Distances 8 to 1,000 are trained together, a row each.
+  In the first --steps every answer counts alike: the short distances fill their rows with answers and are learnt first,
+  without which nothing is learnt in so few steps. In as many more every row does, and the long ones have their turn.
 - dna, with --fasta: next-base prediction, then bits per base in windows that no training window touches: every tenth
   megabase is held out.
 
@@ -59,11 +60,18 @@ class Plan(NamedTuple):
     learning_rate: float = 3e-3
 
 
-Batch = tuple[Tensor, Tensor]
-"""Tokens (B, L), and targets (B, L) that are IGNORE where nothing is scored."""
+class Batch(NamedTuple):
+    """What is read and what is scored."""
+
+    tokens: Tensor
+    """(B, L)."""
+    targets: Tensor
+    """(B, L), and IGNORE where nothing is scored."""
+    by_row: bool = False
+    """Whether every row counts alike in the loss; otherwise every target does."""
 
 
-def announced(distances: Sequence[int], random: np.random.Generator) -> Batch:
+def announced(distances: Sequence[int], random: np.random.Generator, by_row: bool = False) -> Batch:
     """One row for each distance, in which announcements are answered so many bases later."""
     tokens = random.integers(A, T + 1, (len(distances), CONTEXT))
     targets = np.full_like(tokens, IGNORE)
@@ -74,12 +82,10 @@ def announced(distances: Sequence[int], random: np.random.Generator) -> Batch:
             row[at], row[at + distance], row[at + distance + 1] = ANNOUNCING[base], SEP, A + base
             target[at + distance] = A + base
             at += distance + 2 + int(random.integers(0, 8))
-    return torch.from_numpy(tokens), torch.from_numpy(targets)
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), by_row)
 
 
-def windows(
-    genome: NDArray[np.uint8], held_out: bool, batch: int, random: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def windows(genome: NDArray[np.uint8], held_out: bool, batch: int, random: np.random.Generator) -> Batch:
     """Tokens (B, L) of windows within held-out blocks, or within the others, without N; targets are the next bases."""
     rows = []
     while len(rows) < batch:
@@ -89,17 +95,18 @@ def windows(
         if in_one_block and (start // BLOCK % HELD_OUT == 0) == held_out and not (row == N).any():
             rows.append(row.astype(np.int64))
     both = torch.from_numpy(np.stack(rows))
-    return both[:, :-1], both[:, 1:]
+    return Batch(both[:, :-1], both[:, 1:])
 
 
 def loss_of(model: HyenaDNA, batch: Batch) -> Tensor:
-    """Mean nats of the scored targets."""
-    tokens, targets = batch
-    logits = model(tokens).logits
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    """Mean nats of the scored targets, or the mean over rows of their means."""
+    logits = model(batch.tokens).logits
+    nats = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
+    scored = (batch.targets != IGNORE).sum(1)
+    return (nats.sum(1) / scored).mean() if batch.by_row else nats.sum() / scored.sum()
 
 
-def trained(family: SlopeFamily, seed: int, plan: Plan, batches: Iterator[Batch]) -> HyenaDNA:
+def trained(family: SlopeFamily, seed: int, steps: int, plan: Plan, batches: Iterator[Batch]) -> HyenaDNA:
     """A model after all steps."""
     torch.manual_seed(seed)
     config = HyenaConfig(
@@ -107,11 +114,11 @@ def trained(family: SlopeFamily, seed: int, plan: Plan, batches: Iterator[Batch]
     )
     model = HyenaDNA(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01)
-    rising = max(1, plan.steps // 10)
+    rising = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * step / plan.steps))
+        optimizer, lambda step: min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
-    for _, batch in zip(range(plan.steps), batches, strict=False):
+    for _, batch in zip(range(steps), batches, strict=False):
         loss_of(model, batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -132,10 +139,10 @@ def memory(family: SlopeFamily, seed: int, plan: Plan) -> dict[str, float]:
     rows = DISTANCES * max(1, plan.batch // len(DISTANCES))
 
     def batches() -> Iterator[Batch]:
-        while True:
-            yield announced(rows, random)
+        for step in range(2 * plan.steps):
+            yield announced(rows, random, by_row=step >= plan.steps)
 
-    model = trained(family, seed, plan, batches())
+    model = trained(family, seed, 2 * plan.steps, plan, batches())
     random = np.random.default_rng(1_000_000)
     found = {
         str(distance): bits(model, [announced((distance,) * plan.batch, random) for _ in range(plan.test_batches)])
@@ -152,7 +159,7 @@ def dna(family: SlopeFamily, seed: int, plan: Plan, genome: NDArray[np.uint8]) -
         while True:
             yield windows(genome, False, plan.batch, random)
 
-    model = trained(family, seed, plan, batches())
+    model = trained(family, seed, plan.steps, plan, batches())
     random = np.random.default_rng(1_000_000)
     return {"mean": bits(model, [windows(genome, True, plan.batch, random) for _ in range(plan.test_batches)])}
 
@@ -190,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
     parser.add_argument("--fasta", type=Path, help="real sequence, such as a chromosome; without, memory alone")
     parser.add_argument("--layers", default="LL", help="as the model takes them (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="of dna, and half of memory's (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=10, help="sequences of 1,024 (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=machine.available_cpus())
