@@ -61,7 +61,7 @@ def assert_close(found, exact, tolerance):
     "form", [lightning_attention_reference, lightning_attention_recurrent, lightning_attention_extend]
 )
 def test_every_form_is_the_direct_sum(form, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(module, "BLOCK", 4)
     given, _ = operands(11, B=1)
     assert_close(form(*given[:3], SLOPES, given[3]), direct(*given[:3], SLOPES, given[3]), 1e-12)
 
@@ -79,7 +79,7 @@ def test_blocks_are_the_parallel_and_the_recurrent_form(L):
 
 @pytest.mark.parametrize("L", [1, 4, 6])
 def test_gradcheck_also_of_the_second_derivative(L, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(module, "BLOCK", 4)
     slopes = SLOPES[[0, 3]]
     leaves = [x.requires_grad_() for x in operands(L, B=1, K=1, V=2, slopes=slopes)[0]]
 

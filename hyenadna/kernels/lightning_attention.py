@@ -38,8 +38,8 @@ from hyenadna.errors import ShapeError
 from hyenadna.kernels import backend
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_BLOCK = 64
-"""C of the torch form, that of the Triton kernels too; on a CPU the fastest for 16 to 64 numbers a head."""
+BLOCK = 64
+"""C of the torch form; on a CPU the fastest for 16 to 64 numbers a head."""
 _SCORES_AT_ONCE = 1 << 17
 """Of Q K^T on a CPU, so that what is made of them stays in the second cache."""
 
@@ -92,11 +92,11 @@ def _decays(slopes: Tensor, b: int, reverse: bool) -> tuple[Tensor, Tensor, Tens
 def _blocks(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, reverse: bool, o: Tensor) -> Tensor:
     """Into o (B, H, L, V), block after block, or from the last to the first; the state behind the last of them."""
     (B, H, L, K), V, dtype = q.shape, v.shape[-1], state.dtype
-    decays = _decays(slopes, min(_BLOCK, L), reverse)
-    starts = range(0, L, _BLOCK)
+    decays = _decays(slopes, min(BLOCK, L), reverse)
+    starts = range(0, L, BLOCK)
     state = state.clone(memory_format=torch.contiguous_format).flatten(0, 1)
     for start in reversed(starts) if reverse else starts:
-        rows = slice(start, min(start + _BLOCK, L))
+        rows = slice(start, min(start + BLOCK, L))
         b = rows.stop - start
         M, of_q, of_k, whole = decays if b == decays[0].shape[1] else _decays(slopes, b, reverse)
         queries, keys, values = (x[:, :, rows].to(dtype) for x in (q, k, v))
@@ -114,7 +114,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, rev
     """The operator by torch's own products: o and the last state."""
     (B, H, L, _), V = q.shape, v.shape[-1]
     o = q.new_empty(B, L, H, V).transpose(1, 2)
-    items = max(1, _SCORES_AT_ONCE // (H * min(L, _BLOCK) ** 2)) if q.device.type == "cpu" else B
+    items = max(1, _SCORES_AT_ONCE // (H * min(L, BLOCK) ** 2)) if q.device.type == "cpu" else B
     parts = [x.split(items) for x in (q, k, v, state, o)]
     with torch.autocast(q.device.type, enabled=False):
         states = [_blocks(q, k, v, slopes, state, reverse, o) for q, k, v, state, o in zip(*parts, strict=True)]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyenadna.kernels.lightning_attention import BLOCK as LIGHTNING_BLOCK
 from hyenadna.kernels.working_set import bytes_to_keep, spectra_bytes
 from hyenadna.model.config import HyenaConfig
 from hyenadna.model.language_model import HyenaDNA
@@ -16,8 +17,6 @@ _BASE_BYTES = 400 << 20
 """What Python and torch hold before there is a model (measured on a CPU; a CUDA context takes as much on the GPU)."""
 _WORKING_BYTES = 256 << 20
 """Arrays that are filled again and again, group by group of channels or positions."""
-_LIGHTNING_BLOCK = 64
-"""Positions that a Lightning layer compares with each other; of those before it sees one matrix a head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +139,7 @@ def training_flops(config: HyenaConfig, *, length: int) -> float:
     count = {letter: config.layers.count(letter) for letter in "HLS"}
     weights = count["H"] * 4 * D * D + count["L"] * 5 * D * D + config.n_layer * feed_forward + config.vocab_rows * D
     mixing = count["H"] * D * 2 * 2.5 * n * (n.bit_length() - 1) / length
-    mixing += count["L"] * 4 * D * (min(length, _LIGHTNING_BLOCK) / 2 + D / config.heads)
+    mixing += count["L"] * 4 * D * (min(length, LIGHTNING_BLOCK) / 2 + D / config.heads)
     if count["S"]:
         weights += count["S"] * (2 * D * D + 2 * D * _key_width(config))
         mixing += count["S"] * 4 * D * (length + 1) / 2
