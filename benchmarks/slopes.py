@@ -6,13 +6,13 @@
 Small models (by default two Lightning blocks, width 64, 4 heads) of a context of 1,024, and the same first weights and
 the same data for every family, so that a seed's results differ by the family alone. Two tasks:
 
+- dna, with --fasta: next-base prediction, then bits per base in windows that no training window touches: every tenth
+  megabase is held out.
 - memory: random bases, among which a token that DNA does not use announces one of the four, and SEP asks, so many bases
   later, for the one announced last; the model must hold it that long, and not take an older one for it. Only the
   answers are scored; a model that remembers nothing has 2 bits. Distances 8 to 1,000 are trained together, a row each.
   In the first --steps every answer counts alike: the short distances fill their rows with answers and are learnt first,
   without which nothing is learnt in so few steps. In as many more every row does, and the long ones have their turn.
-- dna, with --fasta: next-base prediction, then bits per base in windows that no training window touches: every tenth
-  megabase is held out.
 
 The report has the mean of every family, and the differences from 'context' seed by seed.
 """
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     genome = None if flags.fasta is None else np.concatenate([encode(x.sequence) for x in read_records(flags.fasta)])
     report: dict[str, Any] = {"benchmark": "slopes", "commit": commit(), "machine": machine.describe(),
                               "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "cases": []}  # fmt: skip
-    for task, of in (("memory", None), *((("dna", genome),) if genome is not None else ())):
+    for task, of in (*((("dna", genome),) if genome is not None else ()), ("memory", None)):
         report["cases"].append(compared(task, plan, of))
         if flags.out is not None:
             write_json(flags.out, report)
