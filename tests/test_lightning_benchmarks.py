@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_what_differs_is_not_timed(monkeypatch, capsys):
 def test_every_answer_is_what_was_announced_so_many_bases_before():
     slopes = importlib.import_module("slopes")
     distances = (16, 16, 500, 1_000)
-    tokens, targets = slopes.announced(distances, np.random.default_rng(0))
+    tokens, targets, _ = slopes.announced(distances, np.random.default_rng(0))
     assert tokens.shape == targets.shape == (4, slopes.CONTEXT)
     for distance, row, target in zip(distances, tokens, targets, strict=True):
         asked = (row == SEP).nonzero().flatten()
@@ -60,6 +61,18 @@ def test_every_answer_is_what_was_announced_so_many_bases_before():
         assert int(row.max()) <= T
 
 
+def test_the_loss_is_the_mean_over_answers_or_over_rows():
+    slopes = importlib.import_module("slopes")
+    random = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(2, 5, 16, generator=random), torch.full((2, 5), IGNORE)
+    targets[0, :3], targets[1, 4] = A, T
+    nats = -logits.log_softmax(-1)
+    first, second = nats[0, :3, A].tolist(), float(nats[1, 4, T])
+    for by_row, expected in ((False, (sum(first) + second) / 4), (True, (sum(first) / 3 + second) / 2)):
+        batch = slopes.Batch(torch.zeros(2, 5), targets, by_row)
+        assert float(slopes.loss_of(lambda _: SimpleNamespace(logits=logits), batch)) == pytest.approx(expected)
+
+
 def test_windows_of_training_and_of_test_share_no_base(monkeypatch):
     slopes = importlib.import_module("slopes")
     monkeypatch.setattr(slopes, "BLOCK", 4_000)
@@ -68,7 +81,7 @@ def test_windows_of_training_and_of_test_share_no_base(monkeypatch):
     for held_out in (False, True):
         place = np.arange(80_000) + 100  # every base tells where it lies
         place[genome == N] = N
-        rows, following = slopes.windows(place, held_out, 20, np.random.default_rng(0))
+        rows, following, _ = slopes.windows(place, held_out, 20, np.random.default_rng(0))
         assert torch.equal(following[:, :-1], rows[:, 1:]) and not bool((rows == N).any())
         tokens.append(set(rows.flatten().tolist()))
     assert not tokens[0] & tokens[1]
@@ -82,7 +95,7 @@ def test_the_families_from_a_fasta(monkeypatch, tmp_path):
     (tmp_path / "x.fa").write_text(">x\n" + "".join(bases) + "\n")
     fasta, out = str(tmp_path / "x.fa"), tmp_path / "slopes.json"
     assert slopes.main(["--quick", "--threads", "1", "--fasta", fasta, "--layers", "L", "-o", str(out)]) == 0
-    memory, dna = json.loads(out.read_text())["cases"]
+    dna, memory = json.loads(out.read_text())["cases"]
     assert set(memory["means"]) == set(dna["means"]) == {"context", "alibi", "linear"}
     assert set(memory["means"]["context"]) == {"16", "100", "mean"}
     for case in (memory, dna):
