@@ -3,18 +3,8 @@
 import numpy as np
 import pytest
 
-from hyenadna.data.in_context_tasks import (
-    ALL,
-    ANSWERS,
-    BITS,
-    CHANGES,
-    BitsTask,
-    MotifTask,
-    RowsTask,
-    WordTask,
-    program,
-    run,
-)
+from hyenadna.data.bit_programs import ALL, ANSWERS, BITS, CHANGES, program, run
+from hyenadna.data.in_context_tasks import BitsTask, MotifTask, RowsTask, WordTask
 from hyenadna.data.tokenizer import encode
 from hyenadna.errors import UsageError
 
@@ -86,6 +76,16 @@ def test_strings_of_bits_are_written_in_two_bases_and_equal_ones_have_equal_labe
         for row, label in zip(found.sequences, found.labels.tolist(), strict=True):
             assert by_string.setdefault(row.tobytes(), label) == label
         assert 0.35 < found.labels.mean() < 0.65
+
+
+def test_programs_can_be_as_simple_as_one_bit() -> None:
+    random = np.random.default_rng(3)
+    assert {program(random, 1, ("bit 7", "bit 8"))[0] for _ in range(30)} == {("bit 7",), ("bit 8",)}
+    for _ in range(10):
+        found = BitsTask(primitives=1, answers=("bit 8",)).draw(50, random)
+        last = np.stack(found.sequences)[:, -1]
+        assert len(np.unique(last[found.labels == 0])) == len(np.unique(last[found.labels == 1])) == 1
+        assert len(np.unique(last)) == 2
 
 
 def test_motifs_are_planted_and_differ_between_classes_and_prompts() -> None:
