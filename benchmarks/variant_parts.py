@@ -117,7 +117,8 @@ def of_thousand_genomes(work: Work) -> dict[str, Any]:
     """Common against rare alleles within each class of mutation, by LLR, Markov and percentile.
 
     The alternative allele is the common one of some; so the same again where it is the rarer one, and with the
-    derived allele in its place where the file knows the ancestral one.
+    derived allele in its place where the file knows the ancestral one. Then, whether the ancestral allele is the
+    likelier one: the alternative or the reference, whatever their frequencies.
     """
     genome = Sequences(work.data / CHR22)
     snvs = thousand_genomes(work.data, genome)[0]
@@ -138,6 +139,7 @@ def of_thousand_genomes(work: Work) -> dict[str, Any]:
     ref_is_derived, known = table.ancestral == "alt", table.ancestral != "unknown"
     no_swap = np.zeros(len(rows), dtype=bool)
     every = llr | percentile
+    blocks = np.array([variant.start // BLOCK for variant in table.variants])
     cases = []
     for subset, inside, swapped, scores in (
         ("as in the file", np.ones(len(rows), dtype=bool), no_swap, every),
@@ -148,37 +150,41 @@ def of_thousand_genomes(work: Work) -> dict[str, Any]:
         turned = {name: np.where(swapped, -values, values) for name, values in scores.items()}
         frequency = np.where(swapped, 1 - table.frequency, table.frequency)
         classes = np.array(mutations(table.variants, genome, swapped))
-        cases += _common_against_rare(work, subset, inside, frequency, classes, turned, table)
+        common = frequency >= COMMON
+        used = inside & (common | (frequency <= RARE))
+        cases += _by_class(work, subset, "common against rare", used, common, classes, turned, blocks)
+    classes = np.array(mutations(table.variants, genome))
+    cases += _by_class(work, "any frequency", "ALT ancestral against REF ancestral", known, ref_is_derived, classes,
+                       every, blocks)  # fmt: skip
     return {"variants": len(rows), "common": f"AF >= {COMMON:g}", "rare": f"AF <= {RARE:g}", "cases": cases,
             "ancestral_alleles": dict(Counter(table.ancestral.tolist())), "with_n_in_window": int(has_n.sum()),
             "drawn_together": f"the variants of {BLOCK:,} bases"}  # fmt: skip
 
 
-def _common_against_rare(
+def _by_class(
     work: Work,
     subset: str,
-    inside: NDArray[np.bool_],
-    frequency: Floats,
+    contrast: str,
+    rows: NDArray[np.bool_],
+    positive: NDArray[np.bool_],
     classes: NDArray[np.str_],
     scores: Mapping[str, Floats],
-    table: Frequencies,
+    blocks: NDArray[np.int64],
 ) -> list[dict[str, Any]]:
-    known = np.isfinite(np.stack(list(scores.values()))).all(axis=0)
-    used = inside & known & ((frequency >= COMMON) | (frequency <= RARE))
-    blocks = np.array([variant.start // BLOCK for variant in table.variants])
+    """The AUROC among the `rows` that have all scores: within classes of mutation, in each, and of all together."""
+    known = rows & np.isfinite(np.stack(list(scores.values()))).all(axis=0)
     cases = []
     for name in ("within classes", *MUTATIONS, "classes mixed"):
-        rows = used & (classes == name) if name in MUTATIONS else used
-        common = frequency[rows] >= COMMON
+        used = known & (classes == name) if name in MUTATIONS else known
         statistics = {
-            score: auroc_within(common, values[rows], classes[rows])
+            score: auroc_within(positive[used], values[used], classes[used])
             if name == "within classes"
-            else auroc(common, values[rows])
+            else auroc(positive[used], values[used])
             for score, values in scores.items()
         }
-        found = estimates(work.with_random(statistics), blocks[rows], work.differences())
-        cases.append(_case(f"{subset}: {name}", "common against rare", "AUROC", int(common.sum()),
-                           int((~common).sum()), found))  # fmt: skip
+        found = estimates(work.with_random(statistics), blocks[used], work.differences())
+        cases.append(_case(f"{subset}: {name}", contrast, "AUROC", int(positive[used].sum()),
+                           int((~positive[used]).sum()), found))  # fmt: skip
     return cases
 
 

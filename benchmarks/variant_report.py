@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from variant_parts import HUMAN, MARKOV, RANDOM
@@ -12,12 +12,32 @@ from hyenadna.errors import UsageError
 
 Parts = Mapping[str, Mapping[str, Any]]
 Found = Mapping[str, Any]
-PANELS = {
-    "brca1": ("LOF against FUNC", "BRCA1 saturation editing: loss of function against function"),
-    "1000g": ("common against rare", "1000 Genomes chr22: common against rare"),
-    "indels": ("real against its random ones", "1000 Genomes chr22: real against random indels"),
-}
-"""The contrast of each part that is drawn, and its title."""
+
+
+class Panel(NamedTuple):
+    """A contrast that is drawn."""
+
+    part: str
+    contrast: str
+    title: str
+    told: tuple[str, ...]
+    """The strata of it that the card tells."""
+    ending: str = ""
+    """Of the strata that are drawn."""
+
+
+_WITHIN = ": within classes"
+"""What is fair between classes of mutation; of them one by one and mixed, the table tells."""
+PANELS = (
+    Panel("brca1", "LOF against FUNC", "BRCA1 saturation editing: loss of function against function",
+          ("all", "missense")),
+    Panel("1000g", "common against rare", "1000 Genomes chr22: common against rare",
+          (f"as in the file{_WITHIN}", f"derived against ancestral{_WITHIN}"), _WITHIN),
+    Panel("1000g", "ALT ancestral against REF ancestral", "1000 Genomes chr22: ancestral ALT against ancestral REF",
+          (f"any frequency{_WITHIN}",), _WITHIN),
+    Panel("indels", "real against its random ones", "1000 Genomes chr22: real against random indels", ("all",)),
+)  # fmt: skip
+_PARTS = list(dict.fromkeys(panel.part for panel in PANELS))
 _OTHERS = ("0.2", "0.5", "0.7")
 
 
@@ -72,22 +92,27 @@ def draw(parts: Parts, path: Path) -> None:
     UsageError              no part that has AUROC is there
     """
     chosen = {
-        name: [case for case in parts[name]["cases"] if case["contrast"] == contrast and case["metric"] == "AUROC"]
-        for name, (contrast, _) in PANELS.items()
-        if name in parts
+        panel: [case for case in _cases(parts, panel) if case["stratum"].endswith(panel.ending)]
+        for panel in PANELS
+        if panel.part in parts
     }
     if not chosen:
-        raise UsageError(f"--plot draws AUROC, which the parts {', '.join(PANELS)} have: ask for one of them")
+        raise UsageError(f"--plot draws AUROC, which the parts {', '.join(_PARTS)} have: ask for one of them")
     heights = [sum(len(_shown(case)) + 1 for case in cases) for cases in chosen.values()]
     drawn, panels = plots.stacked_figure(heights, 7.6, 1.2 * len(heights) + 0.16 * sum(heights))
     colours, rows = _colours(chosen), []
-    for ax, (name, cases) in zip(panels, chosen.items(), strict=True):
+    for ax, (panel, cases) in zip(panels, chosen.items(), strict=True):
         _panel(ax, cases, colours)
-        ax.set_title(PANELS[name][1], fontsize="medium", loc="left")
-        rows += [[name, case["contrast"], case["stratum"], score, *one.values()]
+        ax.set_title(panel.title, fontsize="medium", loc="left")
+        rows += [[panel.part, panel.contrast, case["stratum"], score, *one.values()]
                  for case in cases for score, one in _shown(case).items()]  # fmt: skip
     panels[-1].set_xlabel("AUROC, 95 % bootstrap interval (above 0.5: as expected)")
     plots.save(drawn, path, ("part", "contrast", "stratum", "score", "auroc", "low", "high"), rows)
+
+
+def _cases(parts: Parts, panel: Panel) -> list[dict[str, Any]]:
+    wanted = panel.contrast, "AUROC"
+    return [case for case in parts[panel.part]["cases"] if (case["contrast"], case["metric"]) == wanted]
 
 
 def _panel(ax: Any, cases: list[dict[str, Any]], colours: Mapping[str, str]) -> None:
@@ -121,7 +146,7 @@ def _shown(case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _colours(chosen: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
+def _colours(chosen: Mapping[Panel, list[dict[str, Any]]]) -> dict[str, str]:
     """Ours in colours, what others know of the variants in greys."""
     known = {MARKOV: plots.BASELINE, HUMAN: plots.SERIES[3], RANDOM: plots.EXTRA}
     names = dict.fromkeys(name for cases in chosen.values() for case in cases for name in _shown(case))
@@ -145,20 +170,19 @@ def card(report: Mapping[str, Any]) -> dict[str, Any]:
     UsageError              a part that it needs is missing, or was measured on some of its rows
     """
     parts = report["parts"]
-    missing = [name for name in PANELS if name not in parts or parts[name]["settings"]["limit"] is not None]
+    missing = [name for name in _PARTS if name not in parts or parts[name]["settings"]["limit"] is not None]
     if missing:
-        raise UsageError(f"--card needs {', '.join(PANELS)} measured whole; run without --limit: {', '.join(missing)}")
+        raise UsageError(f"--card needs {', '.join(_PARTS)} measured whole; run without --limit: {', '.join(missing)}")
     settings = parts["brca1"]["settings"]
     model = next(iter(settings["models"]))
-    wanted = {"brca1": ("all", "missense"), "1000g": ("as in the file: within classes",), "indels": ("all",)}
     rows = []
-    for part, strata in wanted.items():
-        contrast, title = PANELS[part]
-        for case in parts[part]["cases"]:
-            if case["contrast"] == contrast and case["metric"] == "AUROC" and case["stratum"] in strata:
-                numbers = {key: case["found"][name] for key, name in (("llr", model), ("markov", MARKOV))}
-                rows.append({"what": f"{title}, {case['stratum']}", "metric": "AUROC", "positive": case["positive"],
-                             "negative": case["negative"], **numbers})  # fmt: skip
+    for panel in PANELS:
+        for case in _cases(parts, panel):
+            if case["stratum"] not in panel.told:
+                continue
+            numbers = {key: case["found"][name] for key, name in (("llr", model), ("markov", MARKOV))}
+            rows.append({"what": f"{panel.title}, {case['stratum']}", "metric": "AUROC", "positive": case["positive"],
+                         "negative": case["negative"], **numbers})  # fmt: skip
     return {
         "benchmark": "benchmarks/variants.py",
         "commit": report["commit"],

@@ -162,6 +162,12 @@ def test_planted_scores_of_thousand_genomes(variants, data) -> None:
               for v, f, a in zip(snvs.variants, snvs.frequency, snvs.ancestral, strict=True)}  # fmt: skip
     cases = variants.of_thousand_genomes(work(data, turned.__getitem__))["cases"]
     checked([case for case in cases if case["stratum"].startswith("derived")], "oracle", 1.0)
+    ancestral = {v: float(a == "alt") for v, a in zip(snvs.variants, snvs.ancestral, strict=True)}
+    cases = variants.of_thousand_genomes(work(data, ancestral.__getitem__))["cases"]
+    cases = [case for case in cases if case["contrast"] == "ALT ancestral against REF ancestral"]
+    checked(cases, "oracle", 1.0)
+    assert cases[-1]["stratum"] == "any frequency: classes mixed"
+    assert (cases[-1]["positive"], cases[-1]["negative"]) == tuple((snvs.ancestral == a).sum() for a in ("alt", "ref"))
 
 
 def test_planted_scores_of_indels(variants, data) -> None:
@@ -245,7 +251,7 @@ def test_whole_run(variants, data, tmp_path, capsys, monkeypatch) -> None:
         plot.with_suffix(".tsv").read_text()
     )
     said = json.loads(card.read_text())
-    assert len(said["measured"]) == 4 and said["performance"].startswith("AUROC of the LLR, 0.5 is chance: BRCA1")
+    assert len(said["measured"]) == 6 and said["performance"].startswith("AUROC of the LLR, 0.5 is chance: BRCA1")
     assert said["model_sha256"] == report["parts"]["brca1"]["settings"]["models"]["tiny"]
     before = out.read_text()
     monkeypatch.setattr(sys.modules["variant_contenders"], "VariantScorer", None)
