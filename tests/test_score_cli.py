@@ -21,6 +21,8 @@ from hyenadna.errors import UsageError
 from hyenadna.inference import score_vcf, trinucleotides, variant_background, variant_markov
 from hyenadna.inference.score_config import ScoreConfig
 from hyenadna.inference.variant_scores import VariantScorer
+from hyenadna.model import checkpoint
+from hyenadna.model.hub import STARTER, find_model
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +250,13 @@ def test_chr_and_a_measured_model(model, folder, tmp_path_factory):
     assert "the contig chr1 of the VCF is 1 in the FASTA" in ended.stderr
     assert 'measured on variants: AUROC 0.5, "poor"' in ended.stderr
     assert 'performance="AUROC 0.5, \\"poor\\"",' in ended.stdout and "\nchr1\t20\t" in ended.stdout
+
+
+def test_the_starter_says_what_its_own_weights_were_measured_to_do():
+    folder = find_model(STARTER)
+    card = json.loads((folder / "variants.json").read_text())
+    assert card["model_sha256"] == checkpoint.read(folder).base_sha256
+    assert performance(folder).startswith("AUROC of the LLR, 0.5 is chance: BRCA1 saturation editing")
 
 
 def test_where_the_genome_has_n(model, folder):
