@@ -48,7 +48,7 @@ LAYOUT = Layout(("A", "T"), "sep")
 """As short as can be, and each prompt says what it means; models that are trained on it know [SEP] as input."""
 LAYERS = ("HS", "HHH")
 SEEDS = (0, 1, 2)
-EPISODES, QUERIES = 100, 8
+EPISODES, QUERIES = 300, 8
 RESULTS = Path(__file__).parent / "results" / "in_context.json"
 
 
@@ -83,7 +83,7 @@ RECIPES: dict[str, tuple[Phase, ...]] = {
         *(Phase(BitsTask(primitives=1, answers=_last_bits(n)), shots, epochs)
           for n, shots, epochs in ((1, 8, 8), (2, 16, 12), (4, 16, 16), (8, 16, 24))),
         Phase(BitsTask(primitives=1), 16, 16),
-        Phase(BitsTask(), 16, 16),
+        Phase(BitsTask(), 16, 24),
         Phase(BitsTask(), 32, 6),
     ),
 }  # fmt: skip
