@@ -28,6 +28,7 @@ import torch
 from side_by_side import commit
 
 from hyenadna import HyenaConfig, HyenaDNA, machine, plots
+from hyenadna.data import genomic_benchmarks, gue
 from hyenadna.data.bit_programs import BITS
 from hyenadna.data.in_context_tasks import BitsTask, InContextTask, MotifTask, WordTask
 from hyenadna.files import write_json
@@ -147,8 +148,8 @@ def real(data: str, model: str, flags: argparse.Namespace) -> dict[str, Any]:
     others = tuple(name for name in flags.tune_on if name != data)
     if others:
         config = FinetuneConfig(
-            objective="in-context", data=others[0], more_data=others[1:], data_dir=flags.data_dir, model=model,
-            out=place / "tuned", shots=flags.shots, threads=flags.threads,
+            objective="in-context", data=others[0], more_data=others[1:], data_dir=_folder_of(others, flags),
+            model=model, out=place / "tuned", shots=flags.shots, threads=flags.threads,
         )  # fmt: skip
         found["tuning"] = in_context.finetune(config).report
         found["after"] = probed(data, str(config.out), place / "after", flags)
@@ -158,10 +159,15 @@ def real(data: str, model: str, flags: argparse.Namespace) -> dict[str, Any]:
 def probed(data: str, model: str, out: Path, flags: argparse.Namespace) -> dict[str, Any]:
     """The report of one probe."""
     config = ProbeConfig(
-        data=data, data_dir=flags.data_dir, model=model, out=out, seeds=flags.seeds, queries=flags.queries,
+        data=data, data_dir=_folder_of((data,), flags), model=model, out=out, seeds=flags.seeds, queries=flags.queries,
         arms=("true", "shuffled", "flipped"), threads=flags.threads,
     )  # fmt: skip
     return {name: value for name, value in probe_data(config, model=load(model).model).items() if name != "text"}
+
+
+def _folder_of(names: Sequence[str], flags: argparse.Namespace) -> Path | None:
+    """--data-dir, if any of the names is looked for in it."""
+    return flags.data_dir if any(name.startswith((genomic_benchmarks.PREFIX, gue.PREFIX)) for name in names) else None
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:

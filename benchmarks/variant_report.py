@@ -85,7 +85,7 @@ def _interval(one: Any) -> str:
 
 
 def draw(parts: Parts, path: Path) -> None:
-    """AUROC with its interval by stratum and model, one panel a part; writes the PNG, and its numbers beside it.
+    """AUROC with its interval by stratum and model, one panel a contrast; writes the PNG, and its numbers beside it.
 
     Raises
     ------
