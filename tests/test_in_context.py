@@ -26,6 +26,7 @@ from hyenadna.finetune.in_context_config import InContext
 from hyenadna.finetune.in_context_model import Prompted, load, next_token_model
 from hyenadna.finetune.in_context_prompts import PromptSource, episode, layout_of, right_answers
 from hyenadna.finetune.in_context_train import InContextTrainer
+from hyenadna.finetune.validation import Validation
 from hyenadna.inference.likelihood import context_of
 from hyenadna.inference.many_shot import probe
 from hyenadna.inference.many_shot_prompt import Layout
@@ -135,6 +136,18 @@ def test_positive_control_of_words_whose_labels_only_the_prompt_tells() -> None:
     assert true.gain(2, 16).low > 0 and true.accuracy(16).value > 0.9
     assert shuffled.gain(2, 16).low < 0 < shuffled.gain(2, 16).high
     assert shuffled.accuracy(16).low < 0.5 < shuffled.accuracy(16).high
+
+
+def test_the_epoch_is_chosen_by_the_loss_while_the_metric_is_at_chance(monkeypatch) -> None:
+    config = resolved(FinetuneConfig(objective="in-context", epochs=9, patience=2, prompts=16, batch_size=8, shots=1))
+    source = PromptSource((WordTask(length=1),), (LAYOUT,), 1)
+    model = next_token_model(tiny(16), Adaptation(read_out="next-token", dropout=0.0))
+    trainer = InContextTrainer(model, source, source, config, seed=0, batch_tokens=1 << 14)
+    found = iter([(1.2, 0.02), (0.9, 0.01), (0.7, -0.01), (0.69, 0.0), (0.71, 0.05), (0.7, float("nan"))])
+    monkeypatch.setattr(trainer, "validate", lambda: Validation(*next(found), "mcc"))
+    while not trainer.done:
+        trainer.epoch()
+    assert (trainer.state.epoch, trainer.state.best_epoch, trainer.state.best.loss) == (6, 4, 0.69)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.in_context_prompts import PromptSource
 from hyenadna.finetune.sequence_model import SequenceModel
 from hyenadna.finetune.train import Trainer
+from hyenadna.finetune.validation import Validation
 
 EPOCHS, PATIENCE = 20, 5
 LR = {"full": 1e-4, "lora": 1e-3, "soft-prompt": 1e-3}
@@ -52,3 +53,11 @@ class InContextTrainer(Trainer):
         random = np.random.default_rng((self.seed, TRAIN, self.state.epoch + 1))
         self.train = self.source.draw(self.config.prompts, random)
         return super().epoch(advance)
+
+    def better(self, found: Validation, best: Validation) -> bool:
+        """Whether its loss is lower.
+
+        The metric is at chance for many epochs, and its noise would end the run, while the loss already falls: the
+        model learns which tokens are labels before it learns which of them is right.
+        """
+        return found.loss < best.loss

@@ -179,6 +179,10 @@ class Trainer:
         """Loss and metric of the validation rows."""
         return Validation.of(self.model.task, self.valid.targets, self._valid_predictions())
 
+    def better(self, found: Validation, best: Validation) -> bool:
+        """Whether an epoch takes the place of the best one before it."""
+        return found.better_than(best)
+
     def cost(self, measured: int = 3) -> "Cost":
         """About what the run takes, measured on a few batches; changes no weight."""
         config, lengths = self.config, self.train.lengths
@@ -214,7 +218,7 @@ class Trainer:
 
     def _keep(self, epoch: int, step: int, found: Validation, learnt: dict[str, Tensor]) -> None:
         averaged, before = self._learnt(), self.state
-        better = before.best is None or found.better_than(before.best)
+        better = before.best is None or self.better(found, before.best)
         self.state = State(
             epoch,
             step,
