@@ -162,7 +162,9 @@ def probed(data: str, model: str, out: Path, flags: argparse.Namespace) -> dict[
         data=data, data_dir=_folder_of((data,), flags), model=model, out=out, seeds=flags.seeds, queries=flags.queries,
         arms=("true", "shuffled", "flipped"), threads=flags.threads,
     )  # fmt: skip
-    return {name: value for name, value in probe_data(config, model=load(model).model).items() if name != "text"}
+    tuned = load(model)
+    found = probe_data(config, model=tuned.model, tuned_on=tuned.training.get("layout"))
+    return {name: value for name, value in found.items() if name != "text"}
 
 
 def _folder_of(names: Sequence[str], flags: argparse.Namespace) -> Path | None:

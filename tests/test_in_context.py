@@ -178,7 +178,7 @@ def test_the_command_reports_every_task_before_and_after(made) -> None:
     result = json.loads((made / "full.json").read_text())
     report = result["report"]
     assert set(report["tasks"]) == {str(made / "one.csv"), str(made / "two.csv"), "synthetic/motif"}
-    assert report["examples"] == [0, 1, 2, 4] and report["layout"] == "suited"
+    assert report["examples"] == [0, 1, 2, 4] and report["layout"] == "published"
     for found in report["tasks"].values():
         assert [len(found[when]) for when in ("before", "after")] == [4, 4]
         assert all(0 <= point["low"] <= point["value"] <= point["high"] <= 1 for point in found["after"])
@@ -189,7 +189,7 @@ def test_the_command_reports_every_task_before_and_after(made) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", "soft-prompt"])
 def test_what_was_tuned_loads_as_a_model_that_reads_prompts(made, method) -> None:
     base, found = HyenaDNA.from_pretrained(made / "model"), load(made / method)
-    assert found.training["layout"] == "suited"
+    assert found.training["layout"] == "published"
     tokens = torch.randint(7, 11, (3, 20), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole, plain = found.model(tokens).logits, base(tokens).logits
@@ -263,7 +263,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(made) -> None:
     ("fields", "error", "message"),
     [
         ({"shots": 20}, InputError, r"the valid part of .*one.csv has 10 rows of the class '\w+'; --shots 20 needs 21"),
-        ({"shots": 4}, SequenceTooLong, r"9 examples of up to 12 bases\); .* takes 128: take --shots 2, or a model"),
+        ({"shots": 4}, SequenceTooLong, r"9 examples of up to 12 bases\); .* takes 128: take --shots 3, or a model"),
         ({"data": "synthetic/poem"}, UsageError, "no task synthetic/poem; synthetic ones are synthetic/motif"),
         ({"more_data": ("synthetic/bits", "synthetic/bits")}, UsageError, "synthetic/bits is given twice"),
     ],
@@ -310,9 +310,9 @@ def test_hyena_probe_takes_what_was_tuned(made, tmp_path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert report["context"] == context_of(HyenaDNA.from_pretrained(made / "model")) - 5
-    assert "was tuned on the layout" not in result.output
-    dry = CliRunner().invoke(app, [*words, "--layout", "published", "--dry-run"])
-    assert "was tuned on the layout suited; it is asked in the layout published" in dry.output, dry.output
+    assert "was tuned on the layout" not in result.output and report["layout"]["label_words"] == ["A", "N"]
+    dry = CliRunner().invoke(app, [*words, "--layout", "suited", "--dry-run"])
+    assert "was tuned on the layout published; it is asked in the layout suited" in dry.output, dry.output
 
 
 def test_a_copy_of_a_row_on_either_strand_is_not_in_its_part(made) -> None:

@@ -8,7 +8,6 @@ import typer
 from hyenadna.cli import options
 from hyenadna.cli.config_flags import takes_config
 from hyenadna.inference.many_shot_config import ProbeConfig
-from hyenadna.progress import notice
 
 
 @takes_config(ProbeConfig)
@@ -31,12 +30,9 @@ def probe(
     from hyenadna.machine import torch_device
 
     model, training = load(config.model, device=torch_device(config.device))
-    if training.get("layout", config.layout) != config.layout:
-        notice(
-            f"{config.model} was tuned on the layout {training['layout']}; it is asked in the layout {config.layout}"
-        )
+    tuned_on = training.get("layout")
     if dry_run:
-        result = many_shot_probe.dry_run(config, model=model)
+        result = many_shot_probe.dry_run(config, model=model, tuned_on=tuned_on)
     else:
-        result = many_shot_probe.probe_data(config, overwrite=overwrite, model=model)
+        result = many_shot_probe.probe_data(config, overwrite=overwrite, model=model, tuned_on=tuned_on)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else result["text"])

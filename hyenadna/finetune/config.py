@@ -79,8 +79,8 @@ class FinetuneConfig(DataConfig, Adaptation, Objective, InContext):
     """Most passes over the training rows (default: by the method)."""
     patience: int | None = None
     """Epochs without a better validation after which the run ends (default: by the method)."""
-    batch_size: int = 32
-    """Rows of an optimizer step."""
+    batch_size: int | None = None
+    """Rows of an optimizer step (default: 32; of prompts, 8)."""
     lr: float | None = None
     """Highest learning rate of what the method learns, but for the head (default: by the method)."""
     head_lr: float | None = None

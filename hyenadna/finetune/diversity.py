@@ -44,7 +44,7 @@ K = 4
 _SHORTEST_CONTEXT = 32
 _ROWS = 512
 """Continuations that are written side by side."""
-_EPOCHS, _PATIENCE, _LR = 300, 40, 1e-3
+_EPOCHS, _PATIENCE, _BATCH_SIZE, _LR = 300, 40, 32, 1e-3
 _FEWEST = 5
 """Contexts of a part; more make it mean something."""
 _RANGE = (0.025, 0.975)
@@ -194,7 +194,7 @@ def train(
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.head_lr or _LR, weight_decay=config.weight_decay)
     best, best_epoch, best_state = float("inf"), 0, copy.deepcopy(head.state_dict())
     for epoch in range(1, (config.epochs or _EPOCHS) + 1):
-        for rows in torch.randperm(len(targets), generator=generator).split(config.batch_size):
+        for rows in torch.randperm(len(targets), generator=generator).split(config.batch_size or _BATCH_SIZE):
             loss = (head(train.hidden[rows]) - targets[rows]).square().mean()
             optimizer.zero_grad()
             loss.backward()

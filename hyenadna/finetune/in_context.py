@@ -32,7 +32,7 @@ from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.finetune import fit, interruptible
 from hyenadna.finetune.in_context_model import next_token_model
 from hyenadna.finetune.in_context_prompts import PromptSource, layout_of, right_answers
-from hyenadna.finetune.in_context_train import EPOCHS, LR, PATIENCE, TEST, InContextTrainer
+from hyenadna.finetune.in_context_train import BATCH_SIZE, EPOCHS, LR, PATIENCE, TEST, InContextTrainer
 from hyenadna.finetune.plan import tokens_at_once
 from hyenadna.finetune.run_folder import Run, RunFolder
 from hyenadna.finetune.sequence_model import SequenceModel
@@ -207,7 +207,8 @@ def resolved(config: FinetuneConfig, stored: FinetuneConfig | None = None) -> Fi
         config,
         epochs=config.epochs or EPOCHS,
         patience=config.patience or PATIENCE,
-        lr=config.lr or LR[config.method],
+        batch_size=config.batch_size or BATCH_SIZE,
+        lr=config.lr or LR,
         threads=config.threads or available_cpus(),
         dtype=dtype,
     )

@@ -36,9 +36,10 @@ class InContext:
     prompts: int = 256
     """With objective in-context: prompts of an epoch, each of one task and drawn anew. A quarter as many of validation
     rows choose the epoch, and of each task's test rows measure what it brought."""
-    layout: Literal["suited", "published"] = "suited"
-    """With objective in-context: what stands between sequences and labels, and the label words: nucleotides, as hyena
-    probe asks of any model; or [SEP] and A, N (A, G, N), as published, which only a model tuned so can read."""
+    layout: Literal["published", "suited"] = "published"
+    """With objective in-context: what stands between sequences and labels, and the label words. published: [SEP], and
+    the labels A, N or A, G, N; easier to learn, for three classes at most. suited: nucleotides alone, as hyena probe
+    asks of a frozen model."""
     permute_labels: bool = True
     """With objective in-context: which word means which class is drawn for every prompt, so that nothing but its
     examples tells; with --no-permute-labels it is the same in all, as published, and can be learnt by heart."""

@@ -28,6 +28,7 @@ from hyenadna.model.language_model import HyenaDNA
 from hyenadna.model.packed_linear import weight_count
 from hyenadna.progress import duration, quantity
 
+_BATCH_SIZE = 32
 _EPOCHS = {"full": 30, "lora": 30, "soft-prompt": 30, "head": 200}
 _PATIENCE = {"full": 8, "lora": 8, "soft-prompt": 8, "head": 30}
 _LR = {"full": 1e-3, "lora": 1e-2, "soft-prompt": 1e-2, "head": 1e-2}
@@ -53,6 +54,7 @@ def resolved(config: FinetuneConfig, stored: FinetuneConfig | None = None) -> Fi
         splits=None if config.folds else config.splits or 1,
         epochs=config.epochs or _EPOCHS[method],
         patience=config.patience or _PATIENCE[method],
+        batch_size=config.batch_size or _BATCH_SIZE,
         lr=config.lr or _LR[method],
         head_lr=config.head_lr or _HEAD_LR[method],
         threads=config.threads or available_cpus(),
@@ -171,6 +173,7 @@ class Plan:
     def describe(self, trainer: Trainer) -> str:
         """The run before it starts: rows, task, what to beware of, model and method, and the time that it takes."""
         config, model = self.config, trainer.model
+        assert config.batch_size
         train = self.rows(0)[0]
         learnt = sum(parameter.numel() for parameter in model.learnt().values())
         whole = weight_count(model)

@@ -97,8 +97,9 @@ class Trainer:
         seed: int,
         batch_tokens: int,
     ) -> None:
-        assert config.epochs and config.patience
+        assert config.epochs and config.patience and config.batch_size
         self.model, self.train, self.valid, self.config = model, train, valid, config
+        self.batch_size = config.batch_size
         self.seed, self.batch_tokens = seed, batch_tokens
         self.device = next(model.parameters()).device
         self.steps = config.epochs * math.ceil(len(train) / config.batch_size)
@@ -147,7 +148,7 @@ class Trainer:
         lengths, total, rate = self.train.lengths, 0.0, 0.0
         order = epoch_batches(
             lengths,
-            self.config.batch_size,
+            self.batch_size,
             reverse_complement=self.config.reverse_complement,
             seed=self.seed,
             epoch=number,
@@ -186,7 +187,7 @@ class Trainer:
     def cost(self, measured: int = 3) -> "Cost":
         """About what the run takes, measured on a few batches; changes no weight."""
         config, lengths = self.config, self.train.lengths
-        order = epoch_batches(lengths, config.batch_size, reverse_complement=False, seed=self.seed, epoch=0)
+        order = epoch_batches(lengths, self.batch_size, reverse_complement=False, seed=self.seed, epoch=0)
         chosen = (order * (measured + 1))[: measured + 1]
         bases = sum(int(lengths[rows].sum()) for rows, _ in chosen[1:])
         strands = 2 if config.reverse_complement else 1
@@ -198,7 +199,7 @@ class Trainer:
             each = (time.monotonic() - start) / sum(map(len, some))
             start = time.monotonic()
             for _ in range(measured):
-                self.model.read(features[: config.batch_size]).sum().backward()
+                self.model.read(features[: self.batch_size]).sum().backward()
             self.optimizer.zero_grad()
             step = (time.monotonic() - start) / measured
             return Cost(each * (strands * int(lengths.sum()) + valid), step * len(order))

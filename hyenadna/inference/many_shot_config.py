@@ -33,9 +33,9 @@ class ProbeConfig(DataConfig):
     true labels of the same confidence."""
     shots: tuple[int, ...] = ()
     """Examples of each class. Default: 0, 1, 2, 4 and so on up to what context and data hold."""
-    layout: Literal["suited", "published"] = "suited"
+    layout: Literal["suited", "published"] | None = None
     """suited: nucleotides alone, which a frozen model knows; published: [SEP], and the labels A, N or A, G, N, for
-    models that are tuned on such prompts."""
+    models that are tuned on such prompts. Default: the one that the model was tuned on, else suited."""
     separator: str | None = None
     """Between sequences and labels, another one than the layout's: a word of nucleotides, or sep for [SEP]."""
     label_words: tuple[str, ...] = ()

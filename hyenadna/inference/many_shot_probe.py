@@ -42,8 +42,8 @@ class Plan:
     batch_tokens: int
 
     @classmethod
-    def of(cls, config: ProbeConfig, model: HyenaDNA | None = None) -> "Plan":
-        """Read the data, and the model where it is not given.
+    def of(cls, config: ProbeConfig, model: HyenaDNA | None = None, tuned_on: str | None = None) -> "Plan":
+        """Read the data, and the model where it is not given; `tuned_on` is as `read_task` takes it.
 
         Raises
         ------
@@ -53,7 +53,7 @@ class Plan:
         keep_freed_memory()
         device = torch_device(config.device)
         model = model or HyenaDNA.from_pretrained(config.model, device=device)
-        task = read_task(config, model.config)
+        task = read_task(config, model.config, tuned_on=tuned_on)
         shots = shots_of(config, task, model)
         return cls(config, model, task, shots, config.batch_tokens or _BATCH_TOKENS[device.type])
 
@@ -87,7 +87,9 @@ class Plan:
         return total * self.config.seeds + queries * any(0 in shots for shots in self.shots.values())
 
 
-def probe_data(config: ProbeConfig, *, overwrite: bool = False, model: HyenaDNA | None = None) -> dict[str, Any]:
+def probe_data(
+    config: ProbeConfig, *, overwrite: bool = False, model: HyenaDNA | None = None, tuned_on: str | None = None
+) -> dict[str, Any]:
     """Probe a model on labelled data, and write what came out.
 
     Parameters
@@ -97,6 +99,8 @@ def probe_data(config: ProbeConfig, *, overwrite: bool = False, model: HyenaDNA 
         Drop an earlier probe in the folder.
     model : HyenaDNA, optional
         In eval mode. Default: read from `config.model`.
+    tuned_on : str, optional
+        The layout that the model was tuned on.
 
     Returns
     -------
@@ -109,7 +113,7 @@ def probe_data(config: ProbeConfig, *, overwrite: bool = False, model: HyenaDNA 
     """
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"-o {config.out} is a file; give a folder")
-    plan = Plan.of(config, model)
+    plan = Plan.of(config, model, tuned_on)
     busy = RunFolderError(f"{config.out} is in use by another process; wait for it, or name another folder by -o")
     with lock(config.out / ".lock", busy):
         journal = Journal(config.out / FILES[0], plan.settings, overwrite=overwrite)
@@ -127,14 +131,19 @@ def probe_data(config: ProbeConfig, *, overwrite: bool = False, model: HyenaDNA 
         return report.write(config.out, about)
 
 
-def dry_run(config: ProbeConfig, *, model: HyenaDNA | None = None) -> dict[str, Any]:
+def dry_run(config: ProbeConfig, *, model: HyenaDNA | None = None, tuned_on: str | None = None) -> dict[str, Any]:
     """Check all inputs, read for some seconds, and say what the whole probe would take; nothing is written.
+
+    Parameters
+    ----------
+    config, model, tuned_on
+        As `probe_data` takes them.
 
     Returns
     -------
     dict                    tokens, tokens_per_s, seconds, memory_bytes, shots, and `text` for a person
     """
-    plan = Plan.of(config, model)
+    plan = Plan.of(config, model, tuned_on)
     prompt, start = new_prompt(plan.model, plan.task, plan.batch_tokens), time.perf_counter()
     some, number = plan.task.query_tokens, 0
     while number == 0 or (number < len(some) and time.perf_counter() - start < _TRIED_S):

@@ -122,7 +122,7 @@ class Layout:
         """
         if classes not in _PUBLISHED_WORDS:
             raise UsageError(
-                f"the published layout has words for 2 or 3 classes; the data have {classes}: give --label-words"
+                f"the published layout has words for 2 or 3 classes; the data have {classes}: take --layout suited"
             )
         return cls(_PUBLISHED_WORDS[classes], "sep", "n")
 

@@ -118,8 +118,15 @@ class ProbeTask:
         return int(min(np.searchsorted(tokens, room, side="right") for tokens in taken))
 
 
-def read_task(config: ProbeConfig, model: HyenaConfig) -> ProbeTask:
+def read_task(config: ProbeConfig, model: HyenaConfig, *, tuned_on: str | None = None) -> ProbeTask:
     """The examples and queries of the data that a configuration names.
+
+    Parameters
+    ----------
+    config : ProbeConfig
+    model : HyenaConfig
+    tuned_on : str, optional
+        The layout that the model was tuned on.
 
     Raises
     ------
@@ -131,7 +138,7 @@ def read_task(config: ProbeConfig, model: HyenaConfig) -> ProbeTask:
     )
     train, test = data.part("train"), data.part("test")
     classes = _classes(data, train, test)
-    layout = _layout(config, len(classes), model)
+    layout = _layout(config, len(classes), model, tuned_on)
     notes = [data.rule] if data.rule else []
     train, test = (_cut(part, config.max_length, notes) for part in (train, test))
     random = np.random.default_rng(config.seed)
@@ -209,15 +216,16 @@ def _classes(data: LabelledSequences, train: LabelledSequences, test: LabelledSe
     return classes
 
 
-def _layout(config: ProbeConfig, classes: int, model: HyenaConfig) -> Layout:
+def _layout(config: ProbeConfig, classes: int, model: HyenaConfig, tuned_on: str | None) -> Layout:
+    kind = config.layout or tuned_on or "suited"
     if config.label_words and len(config.label_words) != classes:
         raise UsageError(
             f"--label-words {' '.join(config.label_words)}: {len(config.label_words)} words for {classes} classes; "
             "give one for each"
         )
-    if config.layout == "published" and not config.label_words:
+    if kind == "published" and not config.label_words:
         layout = Layout.published(classes)
-    elif config.layout == "published":
+    elif kind == "published":
         layout = Layout(config.label_words, "sep")
     else:
         layout = Layout.suited(classes, model.n_token)
@@ -226,7 +234,9 @@ def _layout(config: ProbeConfig, classes: int, model: HyenaConfig) -> Layout:
         label_words=config.label_words or layout.label_words,
         separator=layout.separator if config.separator is None else config.separator,
     )
-    if layout.never_an_input:
+    if tuned_on is not None and tuned_on != kind:
+        notice(f"this model was tuned on the layout {tuned_on}; it is asked in the layout {kind}")
+    if tuned_on is None and layout.never_an_input:
         notice(f"this layout is for models that are tuned on it: {layout.never_an_input}")
     return layout
 
