@@ -1,6 +1,7 @@
 """In-context learning: the control that must be positive, and then models of ours on real tasks.
 
     python benchmarks/in_context.py control
+    python benchmarks/in_context.py tuning
     python benchmarks/in_context.py real genomic-benchmarks/human_nontata_promoters -m RUN --tune-on DATA DATA
 
 control: tiny models are trained from nothing on prompts of a synthetic task whose labelling every prompt has of its
@@ -8,8 +9,10 @@ own, and probed behind 1 to 32 examples of each class, with true and with shuffl
 examples, with an interval of the gain that excludes 0, and not with shuffled labels. All-Hyena models and hybrids with
 a softmax layer get the same prompts. Training goes from easy to hard, which is what makes it short.
 
-real: `hyena probe` of models on labelled data, as they are and after the brief tuning on other data by `hyena finetune
---objective in-context`. What comes out is reported, positive or not.
+tuning: what of the brief tuning by `hyena finetune --objective in-context` teaches a pretrained model the synthetic
+tasks, and what does not: each setting that departs from the defaults beside them.
+
+real: `hyena probe` of models on labelled data, as they are and after the brief tuning on other data. What comes out is reported, positive or not.
 
 Writes a JSON file and a plot beside it; what is in the JSON file is not measured again.
 """
@@ -50,6 +53,12 @@ LAYOUT = Layout(("A", "T"), "sep")
 LAYERS = ("HS", "HHH")
 SEEDS = (0, 1, 2)
 EPISODES, QUERIES = 300, 8
+SYNTHETIC = ("synthetic/motif", "synthetic/word")
+TUNINGS: tuple[dict[str, Any], ...] = (
+    {}, {"layout": "suited"}, {"lr": 1e-4}, {"batch_size": 32}, {"method": "lora"}, {"method": "lora", "lr": 1e-2},
+    {"method": "soft-prompt"}, {"method": "soft-prompt", "lr": 1e-2},
+)  # fmt: skip
+"""Departures from the defaults."""
 RESULTS = Path(__file__).parent / "results" / "in_context.json"
 
 
@@ -141,6 +150,18 @@ def control(layers: str, name: str, seed: int) -> dict[str, Any]:
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
+def tuning(model: str, departs: dict[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
+    """A model before and after the brief tuning on synthetic tasks, with settings of its own."""
+    name = "-".join(str(value) for value in departs.values()) or "defaults"
+    config = FinetuneConfig(
+        objective="in-context", data=SYNTHETIC[0], more_data=SYNTHETIC[1:], model=model, shots=flags.shots,
+        out=flags.runs / Path(model).name / f"tuning-{name}", threads=flags.threads, **departs,
+    )  # fmt: skip
+    start = time.monotonic()
+    report = in_context.finetune(config).report
+    return {"model": model, "departs": departs, "seconds": round(time.monotonic() - start, 1)} | report
+
+
 def real(data: str, model: str, flags: argparse.Namespace) -> dict[str, Any]:
     """A model on a data set by `hyena probe`, as it is and tuned on the data sets of --tune-on but this one."""
     place = flags.runs / Path(model).name / data.replace("/", "-")
@@ -195,12 +216,12 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("control", "real"))
+    parser.add_argument("what", choices=("control", "tuning", "real"))
     parser.add_argument("data", nargs="*", help="of real: as hyena probe takes them")
-    parser.add_argument("-m", "--model", nargs="+", default=["starter"], help="of real: models with enough context")
+    parser.add_argument("-m", "--model", nargs="+", default=["starter"], help="of tuning and real")
     parser.add_argument("--tune-on", nargs="*", default=[], help="of real: tasks to tune on before a second probe")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--shots", type=int, default=16, help="of the tuning (default: %(default)s)")
+    parser.add_argument("--shots", type=int, default=16, help="of tunings (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=10, help="of a probe (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=200, help="of a probe (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=machine.available_cpus())
@@ -208,7 +229,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    report = json.loads(flags.out.read_text(encoding="utf-8")) if flags.out.exists() else {"control": [], "real": []}
+    report: dict[str, Any] = {"control": [], "tuning": [], "real": []}
+    if flags.out.exists():
+        report |= json.loads(flags.out.read_text(encoding="utf-8"))
 
     def keep(part: str, found: dict[str, Any]) -> None:
         about = {"commit": commit(), "machine": machine.describe(), "threads": flags.threads,
@@ -223,6 +246,12 @@ def main() -> None:
                 keep("control", control(wanted[1], wanted[0], wanted[2]))
                 notice(f"{wanted}: {report['control'][-1]['true']['gain']}")
         draw(report["control"], flags.out.with_suffix(".png"))
+        return
+    if flags.what == "tuning":
+        known = [(point["model"], point["departs"]) for point in report["tuning"]]
+        for wanted in ((model, departs) for model in flags.model for departs in TUNINGS):
+            if wanted not in known:
+                keep("tuning", tuning(*wanted, flags))
         return
     known = {(point["data"], point["model"]) for point in report["real"]}
     for data, model in ((data, model) for data in flags.data for model in flags.model):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,24 @@ def test_the_benchmark_goes_on_where_it_stopped_and_draws(benchmark, monkeypatch
     monkeypatch.setattr(benchmark, "control", lambda *wanted: pytest.fail("measured again"))
     benchmark.main()
     assert json.loads(out.read_text()) == report
+
+
+def test_tunings_are_tried_once_each(benchmark, monkeypatch, tmp_path) -> None:
+    asked = []
+
+    def finetune(config):
+        asked.append((config.layout, config.lr, config.method, config.shots))
+        return SimpleNamespace(report={"tasks": {}})
+
+    monkeypatch.setattr(benchmark.in_context, "finetune", finetune)
+    monkeypatch.setattr(benchmark, "TUNINGS", ({}, {"layout": "suited"}, {"method": "lora", "lr": 1e-2}))
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["in_context.py", "tuning", "--threads", "1", "--out", str(out)])
+    for _ in range(2):
+        benchmark.main()
+    assert asked == [("published", None, "full", 16), ("suited", None, "full", 16), ("published", 1e-2, "lora", 16)]
+    report = json.loads(out.read_text())
+    assert [point["departs"] for point in report["tuning"]] == list(benchmark.TUNINGS) and report["control"] == []
 
 
 @pytest.mark.slow
