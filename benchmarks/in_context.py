@@ -12,9 +12,10 @@ a softmax layer get the same prompts. Training goes from easy to hard, which is 
 tuning: what of the brief tuning by `hyena finetune --objective in-context` teaches a pretrained model the synthetic
 tasks, and what does not: each setting that departs from the defaults beside them.
 
-real: `hyena probe` of models on labelled data, as they are and after the brief tuning on other data. What comes out is reported, positive or not.
+real: `hyena probe` of models on labelled data, as they are and after the brief tuning on other data. What comes out is
+reported, positive or not.
 
-Writes a JSON file and a plot beside it; what is in the JSON file is not measured again.
+Writes a JSON file, and control a plot beside it; what is in the JSON file is not measured again.
 """
 
 import argparse
