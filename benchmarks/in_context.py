@@ -169,9 +169,10 @@ def real(data: str, model: str, flags: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"data": data, "model": model, "before": probed(data, model, place / "before", flags)}
     others = tuple(name for name in flags.tune_on if name != data)
     if others:
+        tuned = flags.runs / Path(model).name / "+".join(name.replace("/", "-") for name in others)
         config = FinetuneConfig(
             objective="in-context", data=others[0], more_data=others[1:], data_dir=_folder_of(others, flags),
-            model=model, out=place / "tuned", shots=flags.shots, threads=flags.threads,
+            model=model, out=tuned, shots=flags.shots, threads=flags.threads,
         )  # fmt: skip
         found["tuning"] = in_context.finetune(config).report
         found["after"] = probed(data, str(config.out), place / "after", flags)

@@ -189,7 +189,7 @@ def test_the_command_reports_every_task_before_and_after(made) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", "soft-prompt"])
 def test_what_was_tuned_loads_as_a_model_that_reads_prompts(made, method) -> None:
     base, found = HyenaDNA.from_pretrained(made / "model"), load(made / method)
-    assert found.training["layout"] == "published"
+    assert found.training["layout"] == ("published" if method == "full" else "suited")
     tokens = torch.randint(7, 11, (3, 20), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole, plain = found.model(tokens).logits, base(tokens).logits
@@ -310,9 +310,25 @@ def test_hyena_probe_takes_what_was_tuned(made, tmp_path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert report["context"] == context_of(HyenaDNA.from_pretrained(made / "model")) - 5
-    assert "was tuned on the layout" not in result.output and report["layout"]["label_words"] == ["A", "N"]
-    dry = CliRunner().invoke(app, [*words, "--layout", "suited", "--dry-run"])
-    assert "was tuned on the layout published; it is asked in the layout suited" in dry.output, dry.output
+    assert "was tuned on the layout" not in result.output
+    dry = CliRunner().invoke(app, [*words, "--layout", "published", "--dry-run"])
+    assert "was tuned on the layout suited; it is asked in the layout published" in dry.output, dry.output
+
+
+def test_a_tuned_model_is_tuned_again_and_asked_in_its_own_layout(made, tmp_path) -> None:
+    for model, method, layout in (("model", "lora", "suited"), ("model", "full", "published"),
+                                  ("full", "lora", "published")):  # fmt: skip
+        config = FinetuneConfig(
+            objective="in-context", data="synthetic/word", model=str(made / model), method=method, shots=2, threads=1
+        )
+        assert command.Plan.of(resolved(config)).config.layout == layout
+    result = CliRunner().invoke(
+        app, ["probe", str(made / "one.csv"), "-m", str(made / "full"), "-o", str(tmp_path / "probe"), "--arms", "true",
+              "--queries", "6", "--seeds", "1", "--calibration", "0", "--split-by", "row", "--threads", "1"],
+    )  # fmt: skip
+    assert result.exit_code == 0 and "layout" not in result.output, result.output
+    report = json.loads((tmp_path / "probe" / "report.json").read_text())
+    assert (report["layout"]["separator"], report["layout"]["label_words"]) == ("sep", ["A", "N"])
 
 
 def test_a_copy_of_a_row_on_either_strand_is_not_in_its_part(made) -> None:

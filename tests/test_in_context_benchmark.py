@@ -52,7 +52,7 @@ def test_tunings_are_tried_once_each(benchmark, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(sys, "argv", ["in_context.py", "tuning", "--threads", "1", "--out", str(out)])
     for _ in range(2):
         benchmark.main()
-    assert asked == [("published", None, "full", 16), ("suited", None, "full", 16), ("published", 1e-2, "lora", 16)]
+    assert asked == [(None, None, "full", 16), ("suited", None, "full", 16), (None, 1e-2, "lora", 16)]
     report = json.loads(out.read_text())
     assert [point["departs"] for point in report["tuning"]] == list(benchmark.TUNINGS) and report["control"] == []
 

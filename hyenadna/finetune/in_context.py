@@ -30,7 +30,7 @@ from hyenadna.finetune.adaptation import Adaptation
 from hyenadna.finetune.apply import apply
 from hyenadna.finetune.config import FinetuneConfig
 from hyenadna.finetune.finetune import fit, interruptible
-from hyenadna.finetune.in_context_model import next_token_model
+from hyenadna.finetune.in_context_model import next_token_model, tuning
 from hyenadna.finetune.in_context_prompts import PromptSource, layout_of, right_answers
 from hyenadna.finetune.in_context_train import BATCH_SIZE, EPOCHS, LR, PATIENCE, TEST, InContextTrainer
 from hyenadna.finetune.plan import tokens_at_once
@@ -87,12 +87,15 @@ class Plan:
         checkpoint = read(config.model)
         if checkpoint.layout == "hyena":
             checkpoint.verify()
+        usual = (
+            "published" if config.method == "full" else "suited"
+        )  # frozen, no embedding of the published words moves
+        layout = config.layout or tuning(checkpoint.description).get("layout", usual)
+        config = dataclasses.replace(config, layout=layout)
         digest, tasks = hashlib.sha256(checkpoint.base_sha256.encode()), []
         for name in names:
             tasks.append(_task(name, config, checkpoint.model.config.n_token, digest))
-        layouts = tuple(
-            layout_of(config.layout, task["train"].classes, checkpoint.model.config.n_token) for task in tasks
-        )
+        layouts = tuple(layout_of(layout, task["train"].classes, checkpoint.model.config.n_token) for task in tasks)
         sources = {
             part: PromptSource(tuple(task[part] for task in tasks), layouts, config.shots, config.permute_labels)
             for part in PARTS

@@ -36,10 +36,11 @@ class InContext:
     prompts: int = 256
     """With objective in-context: prompts of an epoch, each of one task and drawn anew. A quarter as many of validation
     rows choose the epoch, and of each task's test rows measure what it brought."""
-    layout: Literal["published", "suited"] = "published"
+    layout: Literal["published", "suited"] | None = None
     """With objective in-context: what stands between sequences and labels, and the label words. published: [SEP], and
     the labels A, N or A, G, N; easier to learn, for three classes at most. suited: nucleotides alone, as hyena probe
-    asks of a frozen model."""
+    asks of a frozen model. Default: the one that the model was tuned on before; else published where all weights are
+    learnt, suited otherwise."""
     permute_labels: bool = True
     """With objective in-context: which word means which class is drawn for every prompt, so that nothing but its
     examples tells; with --no-permute-labels it is the same in all, as published, and can be learnt by heart."""

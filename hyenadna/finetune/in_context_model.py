@@ -75,8 +75,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> Tuned:
         folder = adapter.find(source)
     except CheckpointError:
         model = HyenaDNA.from_pretrained(source, device=device).eval()
-        training = _json(find_model(source) / "config.json").get("training") or {}
-        return Tuned(model, training if training.get("objective") == "in-context" else {})
+        return Tuned(model, tuning(_json(find_model(source) / "config.json")))
     adapted = adapter.load(folder, device=device)
     if adapted.adaptation.read_out != "next-token":
         raise CheckpointError(
@@ -88,6 +87,12 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> Tuned:
     if prompt is not None:
         base = Prompted(adapted.base, prompt.embeddings)
     return Tuned(base.eval(), _json(folder / "adapter.json")["training"])
+
+
+def tuning(description: dict[str, Any]) -> dict[str, Any]:
+    """How a model was tuned in context, by its config.json; empty for one that was not."""
+    training = description.get("training") or {}
+    return training if training.get("objective") == "in-context" else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
