@@ -13,7 +13,12 @@ tuning: what of the brief tuning by `hyena finetune --objective in-context` teac
 tasks, and what does not: each setting that departs from the defaults beside them.
 
 real: `hyena probe` of models on labelled data, as they are and after the brief tuning on other data. What comes out is
-reported, positive or not.
+reported, positive or not. The models of the results, with the split of `python benchmarks/starter.py split`:
+
+    hyena pretrain --fasta chr20.fa --split-bed starter.bed --size tiny-1k-hs --max-length 4096 --batch-tokens 4096 \
+        --warmup-share 0.4 --tokens 2.2e7 --threads 1 -o long-hs
+    hyena finetune synthetic/motif --more-data synthetic/word --objective in-context -m long-hs --shots 32 \
+        -o long-hs-tuned
 
 Writes a JSON file, and control a plot beside it; what is in the JSON file is not measured again.
 """
@@ -208,6 +213,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
                 ax.fill_between(SHOTS, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         ax.axhline(0.5, color="0.6", linewidth=1)
         ax.set_xscale("log", base=2)
+        ax.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
         ax.set_ylabel("accuracy")
         ax.set_title(f"{name}: {len(SEEDS)} trainings, their range shaded", fontsize="medium")
         ax.spines[["top", "right"]].set_visible(False)

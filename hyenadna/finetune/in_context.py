@@ -87,9 +87,8 @@ class Plan:
         checkpoint = read(config.model)
         if checkpoint.layout == "hyena":
             checkpoint.verify()
-        usual = (
-            "published" if config.method == "full" else "suited"
-        )  # frozen, no embedding of the published words moves
+        # a frozen model has learnt nothing of the tokens of the published one
+        usual = "published" if config.method == "full" else "suited"
         layout = config.layout or tuning(checkpoint.description).get("layout", usual)
         config = dataclasses.replace(config, layout=layout)
         digest, tasks = hashlib.sha256(checkpoint.base_sha256.encode()), []
