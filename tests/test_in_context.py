@@ -1,5 +1,6 @@
 """Tuning in context: prompts against what they are made of, the positive control, the command, its files, bad input."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,7 +245,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(made, tmp_path, mo
     assert report["tasks"] == json.loads((made / "full.json").read_text())["report"]["tasks"]
     one, other = (HyenaDNA.from_pretrained(path).state_dict() for path in (tmp_path / "run", made / "full"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    # and once it is over, the same command says the same and trains no more
+    # and once it is over, the same command says the same and trains no more, whether or not it names the usual layout
+    assert read_yaml(tmp_path / "run" / "finetune.yaml", FinetuneConfig).layout == "published"
+    config = dataclasses.replace(config, layout="published")
     with monkeypatch.context() as patch:
         patch.setattr(InContextTrainer, "epoch", stop)
         assert command.finetune(config).report == report

@@ -64,7 +64,7 @@ class Plan:
     """Everything that is known before the first step."""
 
     config: FinetuneConfig
-    """Resolved."""
+    """Resolved, with the layout that suits the model."""
     base: HyenaDNA
     """On the CPU."""
     sources: dict[Part, PromptSource]
@@ -163,6 +163,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> InContextRun
     _set_up(config)
     folder.check(config, overwrite=overwrite)
     plan = Plan.of(config)
+    config = plan.config
     with folder.locked(), interruptible(folder.path):
         folder.enter(config, overwrite=overwrite)
         run, path = folder.runs(1, 1)[0], folder.path / "report.json"
@@ -199,7 +200,7 @@ def dry_run(config: FinetuneConfig, *, overwrite: bool = False) -> dict[str, Any
 def resolved(config: FinetuneConfig, stored: FinetuneConfig | None = None) -> FinetuneConfig:
     """The same run with everything that was left open set to what suits the method and the machine.
 
-    What depends on the machine stays what it was in a stored run.
+    What depends on the machine or the model stays what it was in a stored run.
     """
     dtype = config.dtype
     if dtype == "auto":
@@ -211,6 +212,7 @@ def resolved(config: FinetuneConfig, stored: FinetuneConfig | None = None) -> Fi
         patience=config.patience or PATIENCE,
         batch_size=config.batch_size or BATCH_SIZE,
         lr=config.lr or LR,
+        layout=config.layout or (None if stored is None else stored.layout),
         threads=config.threads or available_cpus(),
         dtype=dtype,
     )
