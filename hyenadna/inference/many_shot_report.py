@@ -239,5 +239,5 @@ def _in_words(rho: float, p: float) -> str:
         return "too few different cells for a rank correlation"
     number = f"Spearman's rho of -ln p and accuracy {rho:+.2f} (p {p:.2g}, were cells independent)"
     if p >= _SIGNIFICANT:
-        return f"{number}: likelihood does not predict accuracy here"
+        return f"{number}: no relation is found, as by Agarwal et al. 2024"
     return f"{number}: likelier words go with {'more' if rho < 0 else 'fewer'} right answers"
